@@ -1,0 +1,7 @@
+"""Long-tailed object detection and instance segmentation for Detectron2.
+
+Importing this package imports neither Detectron2 nor torch: ``eql_d2.losses`` and ``eql_d2.data.frequency`` work
+without Detectron2, everything else asks for it when it is imported.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,202 @@
+"""How often each category occurs in a training set. Needs torch, not Detectron2."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from eql_d2.errors import InputError
+
+#: LVIS's bounds: a class in at most 10 training images is rare, in at most 100 common, in more frequent.
+RARE_MAX_IMAGES = 10
+COMMON_MAX_IMAGES = 100
+GROUPS = ("r", "c", "f")
+
+
+def frequency_group(image_count: int) -> str:
+    """Return LVIS's letter for a class in ``image_count`` training images: r (1-10), c (11-100) or f (more)."""
+    if image_count <= RARE_MAX_IMAGES:
+        return "r"
+    return "c" if image_count <= COMMON_MAX_IMAGES else "f"
+
+
+@dataclass(frozen=True, eq=False)
+class CategoryFrequency:
+    """Counts of the K categories of one training set, in the order of the contiguous labels ``0..K-1``.
+
+    Attributes:
+        image_count: int64 ``[K]``, training images with at least one instance of the class.
+        instance_count: int64 ``[K]``, training instances of the class.
+        num_images: all training images, also those without an annotation. Only this denominator gives the tail ratios
+            of EQL's Table 2.
+        groups: K letters r, c or f; derived from ``image_count`` by LVIS's bounds where the data set gives none.
+    """
+
+    image_count: Tensor
+    instance_count: Tensor
+    num_images: int
+    groups: Sequence[str]
+
+    def __post_init__(self):
+        num_classes = len(self.image_count)
+        for field in ("image_count", "instance_count"):
+            counts = getattr(self, field)
+            if counts.ndim != 1 or len(counts) != num_classes or (num_classes and int(counts.min()) < 0):
+                raise InputError(f"{field} must hold {num_classes} counts of at least 0, got {counts.tolist()[:8]}...")
+        if len(self.groups) != num_classes or not set(self.groups) <= set(GROUPS):
+            raise InputError(f"groups must be {num_classes} letters of r, c, f, got {list(self.groups)[:8]}...")
+        largest = int(self.image_count.max()) if num_classes else 0
+        if self.num_images < max(largest, 1):
+            raise InputError(f"num_images is {self.num_images}, but one category is in {largest} images.")
+
+    @classmethod
+    def from_counts(
+        cls,
+        image_count: Sequence[int],
+        instance_count: Optional[Sequence[int]] = None,
+        *,
+        num_images: int,
+        groups: Optional[Sequence[str]] = None,
+    ) -> "CategoryFrequency":
+        """Build from plain counts.
+
+        Args:
+            image_count: images of each class.
+            instance_count: instances of each class; the image counts where they are not known.
+            num_images: all training images.
+            groups: r/c/f letters; derived with LVIS's bounds if not given.
+        """
+        image_count = torch.as_tensor(image_count, dtype=torch.int64)
+        instance_count = image_count if instance_count is None else torch.as_tensor(instance_count, dtype=torch.int64)
+        if groups is None:
+            groups = [frequency_group(count) for count in image_count.tolist()]
+        return cls(image_count, instance_count, int(num_images), tuple(groups))
+
+    @classmethod
+    def from_categories(cls, categories: Sequence[Dict[str, Any]], num_images: int) -> "CategoryFrequency":
+        """Build from LVIS category records, sorted by id, that carry ``image_count`` (and ``instance_count``,
+        ``frequency``).
+
+        Raises:
+            InputError: if a record lacks ``image_count``.
+        """
+        categories = sorted(categories, key=lambda category: category["id"])
+        missing = [category["id"] for category in categories if "image_count" not in category]
+        if missing:
+            raise InputError(f"Category id {missing[0]} has no image_count; count it with CategoryFrequency.from_json.")
+        has_groups = all(category.get("frequency") in GROUPS for category in categories)
+        return cls.from_counts(
+            [category["image_count"] for category in categories],
+            [category.get("instance_count", category["image_count"]) for category in categories],
+            num_images=num_images,
+            groups=[category["frequency"] for category in categories] if has_groups else None,
+        )
+
+    @classmethod
+    def from_annotations(cls, content: Dict[str, Any], source: str = "annotations") -> "CategoryFrequency":
+        """Count the annotations of a parsed LVIS or COCO json. Crowd regions are not counted as instances.
+
+        The counts come from the annotations themselves, not from ``image_count`` in the category records, which a
+        subset of a data set carries over from the whole.
+
+        Raises:
+            InputError: if a key is missing or an annotation's category is not listed.
+        """
+        for key in ("images", "annotations", "categories"):
+            if key not in content:
+                raise InputError(f"{source} has no key {key!r}; a training json in LVIS or COCO format has one.")
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        index = {category["id"]: i for i, category in enumerate(categories)}
+        instance_count = [0] * len(categories)
+        images_of = [set() for _ in categories]
+        for annotation in content["annotations"]:
+            if annotation.get("iscrowd", 0):
+                continue
+            category_id = annotation["category_id"]
+            if category_id not in index:
+                raise InputError(
+                    f"{source}: annotation {annotation.get('id')} has category_id {category_id}, "
+                    f"which is not in 'categories'."
+                )
+            instance_count[index[category_id]] += 1
+            images_of[index[category_id]].add(annotation["image_id"])
+        has_groups = all(category.get("frequency") in GROUPS for category in categories)
+        return cls.from_counts(
+            [len(images) for images in images_of],
+            instance_count,
+            num_images=len(content["images"]),
+            groups=[category["frequency"] for category in categories] if has_groups else None,
+        )
+
+    @classmethod
+    def from_json(cls, path: Union[str, os.PathLike]) -> "CategoryFrequency":
+        """Count the categories of a training json in LVIS or COCO format, or read what :meth:`save` wrote.
+
+        Raises:
+            InputError: if the file is missing, is no json, or is of neither format.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{path}: there is no such file; it should hold the training annotations.") from None
+        except ValueError as error:
+            raise InputError(f"{path} is not valid json ({error}); is the download complete?") from None
+        if isinstance(content, dict) and "image_count" in content:
+            return cls.from_counts(**content)
+        if not isinstance(content, dict):
+            raise InputError(f"{path} holds a {type(content).__name__}, not an object in LVIS or COCO format.")
+        return cls.from_annotations(content, str(path))
+
+    def save(self, path: Union[str, os.PathLike]) -> None:
+        """Write the counts as a small json that :meth:`from_json` reads; the file appears whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+        content = {
+            "image_count": self.image_count.tolist(),
+            "instance_count": self.instance_count.tolist(),
+            "num_images": self.num_images,
+            "groups": list(self.groups),
+        }
+        temporary.write_text(json.dumps(content))
+        temporary.replace(path)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.image_count)
+
+    @property
+    def frequency(self) -> Tensor:
+        """f_j, float64 ``[K]``: images of class j / all training images (EQL, section 3.2)."""
+        return self.image_count.double() / self.num_images
+
+    def tail_mask(self, lambda_: float) -> Tensor:
+        """Bool ``[K]``: f_j < lambda_, strictly."""
+        return self.frequency < lambda_
+
+    def num_tail_classes(self, lambda_: float) -> int:
+        """Number of classes that the threshold ``lambda_`` takes in."""
+        return int(self.tail_mask(lambda_).sum())
+
+    def tail_ratio(self, lambda_: float) -> float:
+        """TR(lambda) in [0, 1]: the tail classes' share of the image counts (EQL, equation 8)."""
+        return int(self.image_count[self.tail_mask(lambda_)].sum()) / max(int(self.image_count.sum()), 1)
+
+    def group_mask(self, group: str) -> Tensor:
+        """Bool ``[K]``: the classes of group r, c or f."""
+        if group not in GROUPS:
+            raise InputError(f"{group!r} is no frequency group; there are r, c and f.")
+        return torch.tensor([letter == group for letter in self.groups])
+
+    def group_sizes(self) -> Dict[str, int]:
+        """Number of classes in each of r, c and f."""
+        return {group: list(self.groups).count(group) for group in GROUPS}
+
+    def categories_without_images(self) -> List[int]:
+        """Contiguous labels of classes that no training image shows."""
+        return torch.nonzero(self.image_count == 0).flatten().tolist()

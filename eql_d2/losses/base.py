@@ -1,0 +1,158 @@
+"""The interface that every classifier loss implements, and the arithmetic that several of them share."""
+
+import inspect
+from typing import Any, Dict, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.errors import InputError
+
+Categories = Union[int, CategoryFrequency]
+
+
+class ClassifierLoss(nn.Module):
+    """A loss over the classification logits of R regions, and the scores that the same logits give at test time.
+
+    There are K foreground classes. A label is in ``0..K``; K is background, and column K of the scores. How many
+    logits stand behind the K + 1 scores is the method's own business (``num_logits``).
+
+    Subclasses implement :attr:`num_logits`, :meth:`loss` and :meth:`scores`, and :meth:`initial_bias` where the
+    classifier does not start at zero.
+
+    Args:
+        categories: the training set's :class:`~eql_d2.data.frequency.CategoryFrequency`, or, for losses that need no
+            counts, the number of foreground classes K.
+    """
+
+    #: Name in the registry and of the config node, set on registration.
+    name = ""
+    #: Whether the loss cannot be built from the number of classes alone.
+    needs_frequency = False
+
+    def __init__(self, categories: Categories):
+        super().__init__()
+        if isinstance(categories, CategoryFrequency):
+            self.num_classes = categories.num_classes
+        elif self.needs_frequency:
+            raise InputError(
+                f"{type(self).__name__} needs the images and instances of each class: pass a CategoryFrequency, "
+                f"not {categories!r}."
+            )
+        else:
+            self.num_classes = int(categories)
+        if self.num_classes < 1:
+            raise InputError(f"The number of classes is {self.num_classes}; it must be at least 1.")
+
+    @property
+    def num_logits(self) -> int:
+        """Width of the linear layer that feeds this loss."""
+        raise NotImplementedError
+
+    def initial_bias(self) -> Tensor:
+        """Return the initial bias of each logit, float32 ``[num_logits]``. Zero unless the method has a prior."""
+        return torch.zeros(self.num_logits)
+
+    def forward(
+        self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor] = None
+    ) -> Union[Tensor, Dict[str, Tensor]]:
+        """Compute the loss in float32, or in float64 where the logits are float64.
+
+        Args:
+            logits: ``[R, num_logits]``, any floating dtype. R may be 0; the loss is then 0 with a gradient.
+            gt_classes: int64 ``[R]`` in ``0..K``, K for background.
+            verified: bool ``[R, K]``; entry ``(r, j)`` is true if class j is in the positive or the negative set of
+                the image that region r comes from. ``None`` if the data set has no image-level labels.
+
+        Returns:
+            A scalar, or a dict of named scalars to be added.
+
+        Raises:
+            ValueError: if the shapes do not fit each other or this loss.
+        """
+        num_regions = len(gt_classes)
+        if logits.shape != (num_regions, self.num_logits):
+            raise ValueError(
+                f"{type(self).__name__} for {self.num_classes} classes takes logits of shape "
+                f"[{num_regions}, {self.num_logits}], not {list(logits.shape)}."
+            )
+        if verified is not None and verified.shape != (num_regions, self.num_classes):
+            raise ValueError(f"verified must be [{num_regions}, {self.num_classes}], not {list(verified.shape)}.")
+        return self.loss(widen(logits), gt_classes, verified)
+
+    def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Union[Tensor, Dict[str, Tensor]]:
+        """Compute the loss; arguments as in :meth:`forward`, checked, with logits in float32 or float64."""
+        raise NotImplementedError
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the probabilities that test-time post-processing sees.
+
+        Args:
+            logits: ``[R, num_logits]``, any floating dtype.
+
+        Returns:
+            Float32 (float64 for float64 logits) ``[R, K + 1]``; column K is background. Rows need not sum to one.
+        """
+        raise NotImplementedError
+
+    def settings(self) -> Dict[str, Any]:
+        """Return the constructor arguments, the categories left out, as they were given."""
+        names = list(inspect.signature(type(self).__init__).parameters)[2:]
+        return {name: getattr(self, name) for name in names}
+
+    def describe(self) -> Dict[str, Any]:
+        """Return what a log should say of this loss: its name, its settings, and what it derives from the counts."""
+        return {"loss": self.name, "num_classes": self.num_classes, "num_logits": self.num_logits, **self.settings()}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.describe().items() if key != "loss")
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Return ``logits`` in float32, or unchanged if they are float64: loss arithmetic is never in half precision."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def sigmoid_prior_bias(num_logits: int, prior: float) -> Tensor:
+    """Return ``[num_logits]`` biases at which ``sigmoid(bias) = prior`` (focal loss, arXiv 1708.02002, section 3.3)."""
+    if not 0 < prior < 1:
+        raise InputError(f"PRIOR is {prior}; a prior probability lies between 0 and 1.")
+    return torch.logit(torch.full((num_logits,), float(prior), dtype=torch.float64)).float()
+
+
+def one_hot_targets(gt_classes: Tensor, like: Tensor) -> Tensor:
+    """Return one-hot rows of the shape and dtype of ``like``; labels from ``like.shape[1]`` on give a row of zeros.
+
+    Args:
+        gt_classes: int64 ``[R]``.
+        like: ``[R, C]``.
+    """
+    num_columns = like.shape[1]
+    targets = torch.zeros_like(like)
+    inside = (gt_classes < num_columns).to(like.dtype)
+    # Scatter a zero into the last column of rows whose label has no column: no host synchronisation, no indexing.
+    targets.scatter_(1, gt_classes.clamp(max=num_columns - 1).unsqueeze(1), inside.unsqueeze(1))
+    return targets
+
+
+def mean_over_regions(total: Tensor, num_regions: int) -> Tensor:
+    """Divide a sum over regions by R, by 1 if there is none."""
+    return total / max(num_regions, 1)
+
+
+def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, weight: Optional[Tensor] = None) -> Tensor:
+    """Sum of the binary cross-entropies of ``[R, C]`` logits over the columns, averaged over the R regions.
+
+    This is the normalisation of EQL and its successors: the sum over classes is not divided by their number.
+    """
+    total = F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
+    return mean_over_regions(total, len(logits))
+
+
+def append_background(foreground: Tensor, background: Optional[Tensor] = None) -> Tensor:
+    """Append column K to ``[R, K]`` foreground scores: ``background [R]``, or zero where the method predicts none."""
+    if background is None:
+        return F.pad(foreground, (0, 1))
+    return torch.cat([foreground, background.unsqueeze(1)], dim=1)
