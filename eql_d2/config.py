@@ -1,7 +1,11 @@
 """Every config key that this package adds to Detectron2's, under one node: ``MODEL.LONG_TAIL``."""
 
-from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg as get_detectron2_cfg
+from eql_d2.compat import check_detectron2
+
+check_detectron2()  # before anything of Detectron2 is imported, so that a wrong version is named as such
+
+from detectron2.config import CfgNode as CN  # noqa: E402
+from detectron2.config import get_cfg as get_detectron2_cfg  # noqa: E402
 
 
 def add_eql_config(cfg: CN) -> None:

@@ -1,0 +1,36 @@
+# make demo    install what is missing, generate the data, train sigmoid CE and EQL, print one table    (8 minutes, CPU)
+# make test    install what is missing, lint, unit tests, end-to-end tests
+# VENV=PATH uses (and completes) another virtual environment; a torch or Detectron2 that it has is kept.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.eql_d2_installed
+
+.PHONY: setup demo test test-unit test-end-to-end lint bench
+
+setup: $(STAMP)
+
+$(STAMP): setup.py requirements/torch.txt requirements/detectron2.txt tools/install_detectron2.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -c "import torch, torchvision" 2>/dev/null || $(PY) -m pip install -r requirements/torch.txt
+	$(PY) -m pip install -e '.[dev]'
+	$(PY) tools/install_detectron2.py
+	touch $@
+
+demo: setup
+	$(PY) tools/demo_mini.py --output output/demo
+
+lint: setup
+	$(VENV)/bin/ruff check .
+
+test: lint test-unit test-end-to-end
+
+test-unit: setup
+	$(PY) -m pytest -m "not end_to_end"
+
+test-end-to-end: setup
+	$(PY) -m pytest -m end_to_end
+
+bench: setup
+	$(PY) benchmarks/run_all.py --output docs/performance.md

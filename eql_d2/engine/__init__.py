@@ -1,0 +1,7 @@
+"""Training and evaluation runs: configuration, launching, the trainer."""
+
+from eql_d2.engine.launch import argument_parser, launch
+from eql_d2.engine.setup import load_config, setup
+from eql_d2.engine.trainer import Trainer
+
+__all__ = ["Trainer", "argument_parser", "launch", "load_config", "setup"]

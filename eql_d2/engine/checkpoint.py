@@ -1,0 +1,102 @@
+"""Checkpoints that appear whole or not at all, and clear words where one cannot be loaded."""
+
+import os
+import pickle
+from typing import Any, Iterable, List, Optional
+from urllib.error import URLError
+from zipfile import BadZipFile
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from eql_d2.errors import InputError
+
+
+class LongTailCheckpointer(DetectionCheckpointer):
+    """``DetectionCheckpointer`` that writes to a temporary name and renames, and explains what it cannot load.
+
+    Args:
+        require_classifier: raise, rather than skip with a warning, where the checkpoint's parameters are of other
+            shapes than the model's: right for evaluating and resuming, not for starting from another data set's model.
+    """
+
+    def __init__(self, model, save_dir="", *, require_classifier: bool = False, **kwargs):
+        super().__init__(model, save_dir, **kwargs)
+        self.require_classifier = require_classifier
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Same as ``Checkpointer.save``; a run that is killed meanwhile keeps its previous checkpoint."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        _replace(path, lambda temporary: torch.save(data, temporary))
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        def write(temporary: str) -> None:
+            with open(temporary, "w") as file:
+                file.write(last_filename_basename)
+
+        _replace(os.path.join(self.save_dir, "last_checkpoint"), write)
+
+    def load(self, path: str, checkpointables: Optional[List[str]] = None):
+        """Same as ``DetectionCheckpointer.load``.
+
+        Raises:
+            InputError: if the file is missing, cannot be fetched or is no checkpoint.
+        """
+        try:
+            return super().load(path, checkpointables)
+        except (URLError, TimeoutError, ConnectionError) as error:
+            raise InputError(_how_to_place_by_hand(path, error)) from None
+        except (EOFError, BadZipFile, pickle.UnpicklingError, UnicodeDecodeError) as error:
+            raise InputError(f"MODEL.WEIGHTS {path} is no checkpoint, or an incomplete one ({error}).") from None
+        except (AssertionError, OSError) as error:
+            if os.path.isfile(path) or "://" not in path and os.path.exists(path):
+                raise InputError(f"MODEL.WEIGHTS {path} cannot be read ({error}).") from None
+            if path.startswith(("http://", "https://", "detectron2://")):
+                raise InputError(_how_to_place_by_hand(path, error)) from None
+            raise InputError(f"MODEL.WEIGHTS {path}: there is no such file.") from None
+        except RuntimeError as error:
+            if "PytorchStreamReader" not in str(error):
+                raise
+            raise InputError(f"MODEL.WEIGHTS {path} is an incomplete checkpoint ({error}).") from None
+
+    def _load_model(self, checkpoint):
+        incompatible = super()._load_model(checkpoint)
+        if self.require_classifier and incompatible.incorrect_shapes:
+            raise InputError(_describe_shapes(incompatible.incorrect_shapes))
+        return incompatible
+
+
+def _replace(path: str, write) -> None:
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _describe_shapes(shapes: Iterable) -> str:
+    shapes = list(shapes)
+    name, in_checkpoint, in_model = next((s for s in shapes if "cls_score" in s[0]), shapes[0])
+    return (
+        f"The weights do not fit the model: {name} is {list(in_checkpoint)} in MODEL.WEIGHTS and {list(in_model)} in "
+        f"the model ({len(shapes)} parameters differ). Set MODEL.ROI_HEADS.NUM_CLASSES, MODEL.LONG_TAIL.LOSS and the "
+        f"CLS_AGNOSTIC keys as they were in training."
+    )
+
+
+def _how_to_place_by_hand(path: str, error: Exception) -> str:
+    address = path.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
+    reason = getattr(error, "reason", None) or error
+    return (
+        f"MODEL.WEIGHTS {path} could not be fetched ({reason}). Download {address} where there is a network, "
+        f"copy it to this machine and set MODEL.WEIGHTS to its path, or set MODEL.WEIGHTS \"\" to start from scratch."
+    )

@@ -1,0 +1,88 @@
+"""Starting one process, several processes, or joining those that torchrun started."""
+
+import os
+import sys
+import traceback
+from datetime import timedelta
+from typing import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import default_argument_parser
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+
+from eql_d2.errors import InputError
+
+#: Evaluation runs on the main process while the others wait for it.
+TIMEOUT = timedelta(hours=2)
+INPUT_ERROR_STATUS = 2
+
+
+def argument_parser():
+    """Return Detectron2's argument parser: ``--config-file --num-gpus --num-machines --machine-rank --dist-url``,
+    ``--resume --eval-only`` and trailing ``KEY VALUE`` pairs."""
+    return default_argument_parser()
+
+
+def launch(main: Callable, args) -> None:
+    """Run ``main(args)`` in every process of the run, and exit with status 2 and one line on an :class:`InputError`.
+
+    Under ``torchrun`` (``RANK`` and ``LOCAL_RANK`` are set) this process joins the group that torchrun's environment
+    describes; else ``args.num_gpus`` processes are started on this machine. Without CUDA the processes use gloo.
+    """
+    if "RANK" in os.environ and "LOCAL_RANK" in os.environ:
+        _join_torchrun()
+        try:
+            _guarded(main, args)
+        finally:
+            dist.destroy_process_group()
+        return
+    try:
+        detectron2_launch(
+            _guarded,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+            timeout=TIMEOUT,
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        # The process that failed has said why; its stack here would only name torch's own files.
+        sys.exit(error.exit_code if error.exit_code and error.exit_code > 0 else 1)
+
+
+def _join_torchrun() -> None:
+    has_gpu = torch.cuda.is_available()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(backend="nccl" if has_gpu else "gloo", timeout=TIMEOUT)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+
+
+def _guarded(main: Callable, args) -> None:
+    """Call ``main(args)``; print what the user can mend as one line, anything else with its stack, and exit."""
+    try:
+        main(args)
+    except (InputError, FloatingPointError) as error:
+        # Every rank meets the same bad input; one of them says so, and the launcher ends the others.
+        if comm.get_rank() == 0 or not isinstance(error, InputError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        _exit(INPUT_ERROR_STATUS)
+    except Exception:
+        if comm.get_world_size() == 1:
+            raise
+        traceback.print_exc()
+        _exit(1)
+
+
+def _exit(status: int) -> None:
+    sys.stdout.flush()
+    if comm.get_world_size() == 1:
+        sys.exit(status)
+    # A rank that waits in a collective would keep an ordinary exit of this one from ending.
+    os._exit(status)

@@ -1,0 +1,176 @@
+"""The trainer behind tools/train_net.py."""
+
+import json
+import logging
+import os
+import platform
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Dict
+
+import detectron2
+import torch
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+
+import eql_d2
+import eql_d2.modeling  # noqa: F401  (registers the meta architecture and the heads)
+from eql_d2.data.build import build_test_loader, build_train_loader
+from eql_d2.data.catalog import category_frequency
+from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.errors import InputError
+from eql_d2.evaluation import build_evaluator
+from eql_d2.losses import ClassifierLoss
+
+logger = logging.getLogger("detectron2.eql_d2")
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's ``DefaultTrainer`` with this package's loaders, evaluators and checkpoints.
+
+    Runs on CUDA with NCCL and on CPUs with gloo. Writes to ``OUTPUT_DIR``, besides Detectron2's files,
+    ``category_frequency.json`` (the counts that the loss used) and ``results.json`` (every metric, with the loss's
+    name and settings).
+    """
+
+    def __init__(self, cfg):
+        # As DefaultTrainer.__init__, which wraps the model for a GPU only and fixes the checkpointer's class.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        ddp_arguments = {} if on_gpu else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp_arguments)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True):
+        """Same as ``DefaultTrainer.resume_or_load``; a checkpoint to resume from must fit the model in every shape."""
+        self.checkpointer.require_classifier = resume and self.checkpointer.has_checkpoint()
+        super().resume_or_load(resume)
+
+    def train(self):
+        """Train, and evaluate as ``TEST.EVAL_PERIOD`` says and at the end; metrics go to ``results.json`` too."""
+        if comm.is_main_process():
+            category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY).save(
+                Path(self.cfg.OUTPUT_DIR) / "category_frequency.json"
+            )
+            log_experiment(self.cfg, self.model)
+        return super().train()
+
+    def build_hooks(self):
+        ret = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Before the last hook, the writer, so that its metrics are written.
+            ret.insert(-1, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        return ret
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        """Return the evaluator of a data set's kind; it writes to ``OUTPUT_DIR/inference/<data set>``."""
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None) -> Dict[str, Any]:
+        """Same as ``DefaultTrainer.test``; writes the metrics of the main process to ``OUTPUT_DIR/results.json``."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            write_results(cfg, model, results)
+        return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg, model) -> Dict[str, Any]:
+        """Evaluate with test-time augmentation (``TEST.AUG``); the metrics get the suffix ``_TTA``."""
+        logger.info("Running inference with test-time augmentation ...")
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = DefaultTrainer.test.__func__(cls, cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        results = OrderedDict((f"{key}_TTA", value) for key, value in results.items())
+        if comm.is_main_process():
+            write_results(cfg, model, results)
+        return results
+
+
+def describe_experiment(cfg, model) -> Dict[str, Any]:
+    """Return what makes a number repeatable: the loss of each classifier with its settings, versions, seed."""
+    losses = [module.describe() for module in model.modules() if isinstance(module, ClassifierLoss)]
+    return {
+        "classifier_losses": losses,
+        "seed": cfg.SEED,
+        "max_iter": cfg.SOLVER.MAX_ITER,
+        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "weights": cfg.MODEL.WEIGHTS,
+        "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "versions": {
+            "eql_d2": eql_d2.__version__,
+            "detectron2": detectron2.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def log_experiment(cfg, model) -> None:
+    """Log the classifier's loss, its settings, and how many classes it treats as tail."""
+    for i, described in enumerate(describe_experiment(cfg, model)["classifier_losses"]):
+        words = ", ".join(f"{key}={value}" for key, value in described.items())
+        logger.info("Classifier loss%s: %s", f" of stage {i}" if i else "", words)
+
+
+def write_results(cfg, model, results: Dict[str, Any]) -> None:
+    """Merge ``results`` into ``OUTPUT_DIR/results.json``, beside the description of the experiment."""
+    path = Path(cfg.OUTPUT_DIR) / "results.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    content["experiment"] = describe_experiment(cfg, model)
+    content.setdefault("results", {}).update(results)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2))
+    temporary.replace(path)
+
+
+def run(cfg, args) -> Dict[str, Any]:
+    """Train, or evaluate only, as the arguments of tools/train_net.py say.
+
+    Returns:
+        The metrics on the main process, an empty dict elsewhere.
+
+    Raises:
+        InputError: for weights that are missing or do not fit.
+    """
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, require_classifier=True)
+        if not (cfg.MODEL.WEIGHTS or args.resume and checkpointer.has_checkpoint()):
+            raise InputError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume for the last checkpoint.")
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train() or {}

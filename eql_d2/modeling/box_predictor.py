@@ -1,0 +1,96 @@
+"""The box predictor: a classifier loss in the place of Detectron2's softmax, everything else inherited."""
+
+from typing import Dict, List, Tuple
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_classification_stats
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from eql_d2.losses import ClassifierLoss
+from eql_d2.modeling.classifier import build_classifier_loss_from_config
+from eql_d2.modeling.postprocessing import fast_rcnn_inference
+
+#: Iterations between two readings of the loss's statistics: each reading waits for the device.
+STATISTICS_PERIOD = 20
+
+
+class LongTailOutputLayers(FastRCNNOutputLayers):
+    """Detectron2's two linear layers with a :class:`~eql_d2.losses.ClassifierLoss` behind the classifier.
+
+    The loss says how many logits there are, where their bias starts, and how they become scores.
+    """
+
+    @configurable
+    def __init__(self, input_shape, *, classifier_loss: ClassifierLoss, **kwargs):
+        """
+        Args:
+            input_shape: as in ``FastRCNNOutputLayers``.
+            classifier_loss: the loss over the logits of ``kwargs["num_classes"]`` classes.
+            kwargs: arguments of ``FastRCNNOutputLayers``.
+        """
+        super().__init__(input_shape, **kwargs)
+        self.classifier_loss = classifier_loss
+        # A new layer, even of the inherited width: its initial values must not depend on the width that is replaced.
+        self.cls_score = nn.Linear(self.cls_score.in_features, classifier_loss.num_logits)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        with torch.no_grad():
+            self.cls_score.bias.copy_(classifier_loss.initial_bias())
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {
+            **super().from_config(cfg, input_shape),
+            "classifier_loss": build_classifier_loss_from_config(cfg),
+        }
+
+    def losses(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> Dict[str, Tensor]:
+        """Return ``loss_cls`` (or the named parts that the classifier loss gives) and ``loss_box_reg``.
+
+        Args:
+            predictions: logits ``[R, num_logits]`` and box deltas, as :meth:`forward` returns them.
+            proposals: labelled proposals, one per image, together R regions. A field ``verified [R_i, K]`` is handed to
+                the classifier loss.
+        """
+        logits, deltas = predictions
+        gt_classes = cat([p.gt_classes for p in proposals])
+        has_verified = all(p.has("verified") for p in proposals)
+        verified = cat([p.verified for p in proposals]) if has_verified else None
+
+        classification = self.classifier_loss(logits, gt_classes, verified)
+        losses = dict(classification) if isinstance(classification, dict) else {"loss_cls": classification}
+        proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
+        # Images without ground truth have no gt_boxes; all of their regions are background, so any box will do.
+        gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
+        losses["loss_box_reg"] = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+        self._log(logits, gt_classes)
+        return {name: value * self.loss_weight.get(name, 1.0) for name, value in losses.items()}
+
+    @torch.no_grad()
+    def _log(self, logits: Tensor, gt_classes: Tensor) -> None:
+        storage = get_event_storage()
+        if storage.iter % STATISTICS_PERIOD:
+            return
+        # Scores, not logits: Detectron2 takes the last column for background, and only the scores have it there.
+        _log_classification_stats(self.classifier_loss.scores(logits), gt_classes)
+        for name, value in self.classifier_loss.statistics().items():
+            storage.put_scalar(f"long_tail/{name}", float(value))
+
+    def predict_probs(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> List[Tensor]:
+        """Return the scores ``[R_i, K + 1]`` of each image; column K is background."""
+        logits, _ = predictions
+        return list(self.classifier_loss.scores(logits).split([len(p) for p in proposals]))
+
+    def inference(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]):
+        """Same as ``FastRCNNOutputLayers.inference``, by the exact top-k post-processing."""
+        return fast_rcnn_inference(
+            self.predict_boxes(predictions, proposals),
+            self.predict_probs(predictions, proposals),
+            [p.image_size for p in proposals],
+            self.test_score_thresh,
+            self.test_nms_thresh,
+            self.test_topk_per_image,
+        )

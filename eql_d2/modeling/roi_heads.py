@@ -1,0 +1,107 @@
+"""ROI heads: Detectron2's three, with the long-tailed box predictor and image-level labels on every region."""
+
+from contextlib import contextmanager
+from typing import Iterator, List, Optional
+
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Instances
+from torch import Tensor
+
+from eql_d2.modeling.box_predictor import LongTailOutputLayers
+from eql_d2.modeling.postprocessing import fast_rcnn_inference
+
+
+class ImageLabelsMixin:
+    """Hands the image-level labels of a batch to the regions that are sampled from it.
+
+    Each proposal gets the field ``verified [R_i, K]``, a view of its image's row that takes no memory of its own. The
+    labels travel beside the targets, not in them: ``Instances`` refuses fields of another length.
+    """
+
+    _verified: Optional[Tensor] = None
+
+    @contextmanager
+    def image_labels(self, verified: Optional[Tensor]) -> Iterator[None]:
+        """Use ``verified`` (bool ``[N, K]``, one row per image, or ``None``) for the forward pass inside the block."""
+        self._verified = verified
+        try:
+            yield
+        finally:
+            self._verified = None
+
+    def _attach_image_labels(self, proposals: List[Instances]) -> List[Instances]:
+        if self._verified is not None:
+            for proposals_per_image, row in zip(proposals, self._verified):
+                proposals_per_image.verified = row.expand(len(proposals_per_image), -1)
+        return proposals
+
+    def label_and_sample_proposals(self, proposals: List[Instances], targets: List[Instances]) -> List[Instances]:
+        return self._attach_image_labels(super().label_and_sample_proposals(proposals, targets))
+
+
+@ROI_HEADS_REGISTRY.register()
+class LongTailStandardROIHeads(ImageLabelsMixin, StandardROIHeads):
+    """``StandardROIHeads`` (FPN) with a :class:`LongTailOutputLayers`."""
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_head"].output_shape)
+        return ret
+
+
+@ROI_HEADS_REGISTRY.register()
+class LongTailRes5ROIHeads(ImageLabelsMixin, Res5ROIHeads):
+    """``Res5ROIHeads`` (C4) with a :class:`LongTailOutputLayers`."""
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_predictor"].cls_score.in_features)
+        return ret
+
+
+@ROI_HEADS_REGISTRY.register()
+class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
+    """``CascadeROIHeads`` with a :class:`LongTailOutputLayers`, and so a loss with a state of its own, per stage."""
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictors"] = [
+            LongTailOutputLayers(cfg, head.output_shape, box2box_transform=predictor.box2box_transform)
+            for head, predictor in zip(ret["box_heads"], ret["box_predictors"])
+        ]
+        return ret
+
+    def _match_and_label_boxes(self, proposals: List[Instances], stage: int, targets: List[Instances]):
+        # Every stage makes new proposals from the boxes of the one before: their labels must be attached again.
+        return self._attach_image_labels(super()._match_and_label_boxes(proposals, stage, targets))
+
+    def _forward_box(self, features, proposals, targets=None):
+        """Same as ``CascadeROIHeads._forward_box``; at test time by the exact top-k post-processing.
+
+        The inherited method calls Detectron2's module-level ``fast_rcnn_inference``, so only its training half can be
+        used as it is.
+        """
+        if self.training:
+            return super()._forward_box(features, proposals, targets)
+        features = [features[name] for name in self.box_in_features]
+        image_sizes = [p.image_size for p in proposals]
+        scores = None
+        for stage, predictor in enumerate(self.box_predictor):
+            if stage > 0:
+                proposals = self._create_proposals_from_boxes(boxes, image_sizes)
+            predictions = self._run_stage(features, proposals, stage)
+            boxes = predictor.predict_boxes(predictions, proposals)
+            stage_scores = predictor.predict_probs(predictions, proposals)
+            scores = stage_scores if scores is None else [a + b for a, b in zip(scores, stage_scores)]
+        instances, _ = fast_rcnn_inference(
+            boxes,
+            [score * (1.0 / self.num_cascade_stages) for score in scores],
+            image_sizes,
+            predictor.test_score_thresh,
+            predictor.test_nms_thresh,
+            predictor.test_topk_per_image,
+        )
+        return instances
