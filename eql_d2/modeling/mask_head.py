@@ -1,0 +1,77 @@
+"""A class-specific mask head that computes one mask per region instead of one per class.
+
+Mask R-CNN's class-specific head predicts K masks for every region and uses one of them: that of the ground-truth class
+in training, that of the predicted class at test time. With 1230 classes, the other 1229 are nearly all of its cost
+(EQL's authors gave up class-specific masks for it, arXiv 2003.05176).
+"""
+
+from typing import Dict, List, Union
+
+import torch
+from detectron2.modeling.roi_heads.mask_head import (
+    ROI_MASK_HEAD_REGISTRY,
+    MaskRCNNConvUpsampleHead,
+    mask_rcnn_inference,
+    mask_rcnn_loss,
+)
+from detectron2.structures import Instances
+from torch import Tensor
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class LongTailMaskHead(MaskRCNNConvUpsampleHead):
+    """Detectron2's ``MaskRCNNConvUpsampleHead`` at the cost of its class-agnostic form, whatever the number of classes.
+
+    The parameters, their names in a checkpoint and their gradients are the same. The last layer, a 1x1 convolution to K
+    channels, is a product of its weight ``[K, C]`` with the features of every pixel; only the row of the class in
+    question is taken from the weight, a different one for each region.
+
+    A head for one class (``CLS_AGNOSTIC_MASK``, or a data set of one class) is left to Detectron2.
+    """
+
+    def forward(self, x: Tensor, instances: List[Instances]) -> Union[Dict[str, Tensor], List[Instances]]:
+        """Compute the mask loss, or add the predicted masks.
+
+        Args:
+            x: region features, float ``[R, C, H, W]``.
+            instances: the R regions, image by image. With ``gt_classes``, ``gt_masks`` and ``proposal_boxes`` in
+                training, with ``pred_classes`` otherwise.
+
+        Returns:
+            ``{"loss_mask": scalar}`` in training; otherwise ``instances``, each with ``pred_masks``, probabilities
+            ``[R_i, 1, H', W']``.
+        """
+        if self.predictor.out_channels == 1:
+            return super().forward(x, instances)
+        field = "gt_classes" if self.training else "pred_classes"
+        classes = torch.cat([getattr(instances_per_image, field) for instances_per_image in instances])
+        # Detectron2's functions take one channel for a class-agnostic prediction, and use it as it is.
+        logits = self.class_logits(self.features(x), classes)
+        if self.training:
+            return {"loss_mask": mask_rcnn_loss(logits, instances, self.vis_period) * self.loss_weight}
+        mask_rcnn_inference(logits, instances)
+        return instances
+
+    def features(self, x: Tensor) -> Tensor:
+        """Apply all layers but the last: ``[R, C, H, W]`` to ``[R, C', H', W']``."""
+        for layer in self:
+            if layer is not self.predictor:
+                x = layer(x)
+        return x
+
+    def class_logits(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Predict the mask of one class for each region.
+
+        Args:
+            features: ``[R, C', H', W']``, from :meth:`features`.
+            classes: integer ``[R]`` in ``0..K-1``.
+
+        Returns:
+            Logits ``[R, 1, H', W']``.
+        """
+        classes = classes.to(torch.int64)
+        weight = self.predictor.weight.flatten(1).index_select(0, classes)
+        logits = torch.bmm(weight.unsqueeze(1), features.flatten(2)).view(len(features), 1, *features.shape[2:])
+        if self.predictor.bias is not None:
+            logits = logits + self.predictor.bias.index_select(0, classes).view(-1, 1, 1, 1).to(logits.dtype)
+        return logits
