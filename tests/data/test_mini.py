@@ -1,0 +1,438 @@
+"""The generated data set: its format, its statistics, its image-level sets, and what happens around the files."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from lvis import LVIS
+from pycocotools import mask as mask_utils
+
+from eql_d2.data import mini
+from eql_d2.data.frequency import CategoryFrequency, frequency_group
+from eql_d2.data.mini import MiniParameters, draw_image, generate_mini_dataset, lvis_statistics, plan_split
+from eql_d2.data.mini_plan import CATEGORIES_PER_IMAGE, balanced_image_counts, train_image_counts
+from eql_d2.data.mini_shapes import MAX_CLASSES, class_appearances
+from eql_d2.errors import InputError
+
+SMALL = {"num_classes": 12, "num_train": 80, "num_val": 30, "image_size": 64, "num_test": 5, "seed": 3}
+TINY = {"num_classes": 7, "num_train": 6, "num_val": 3, "image_size": 64, "num_test": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return generate_mini_dataset(tmp_path_factory.mktemp("data") / "mini", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def content(folder):
+    return {split: json.loads((folder / f"{split}.json").read_text()) for split in mini.SPLITS}
+
+
+def annotated_classes(content):
+    """Category ids by image id."""
+    classes = {image["id"]: set() for image in content["images"]}
+    for annotation in content["annotations"]:
+        classes[annotation["image_id"]].add(annotation["category_id"])
+    return classes
+
+
+def all_files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- the files
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_lvis_api_reads_the_json_and_every_mask(folder, split):
+    dataset = LVIS(str(folder / f"{split}.json"))
+    assert len(dataset.get_img_ids()) == SMALL[f"num_{split}"]
+    assert dataset.get_cat_ids() == list(range(1, 13))
+    masks = [dataset.ann_to_mask(annotation) for annotation in dataset.load_anns()]
+    assert len(masks) == len(dataset.dataset["annotations"])
+    assert all(mask.any() for mask in masks)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_records_have_the_fields_of_lvis(content, split):
+    assert set(content[split]) == {"info", "licenses", "images", "annotations", "categories"}
+    assert {frozenset(record) for record in content[split]["annotations"]} == {
+        frozenset(["id", "image_id", "category_id", "segmentation", "area", "bbox"])
+    }
+    fields = ["id", "name", "synset", "def", "synonyms", "frequency", "image_count", "instance_count"]
+    assert {frozenset(record) for record in content[split]["categories"]} == {frozenset(fields)}
+    ids = [annotation["id"] for annotation in content[split]["annotations"]]
+    assert ids == list(range(1, len(ids) + 1))
+
+
+def test_image_ids_differ_between_splits(content):
+    ids = [image["id"] for split in mini.SPLITS for image in content[split]["images"]]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("split", mini.SPLITS)
+def test_images_are_where_the_json_says(folder, content, split):
+    names = [image["file_name"] for image in content[split]["images"]]
+    assert sorted(names) == sorted(path.name for path in (folder / split).iterdir())
+    for image in content[split]["images"]:
+        assert cv2.imread(str(folder / split / image["file_name"])).shape == (image["height"], image["width"], 3)
+
+
+def test_test_split_tells_nothing_of_its_images(content):
+    assert "annotations" not in content["test"]
+    assert {frozenset(image) for image in content["test"]["images"]} == {
+        frozenset(["id", "file_name", "height", "width"])
+    }
+    assert content["test"]["categories"] == content["train"]["categories"]
+
+
+def test_category_counts_are_those_of_the_training_set(content):
+    counted = CategoryFrequency.from_annotations(content["train"])
+    assert content["val"]["categories"] == content["train"]["categories"]
+    for category, images, instances in zip(
+        content["val"]["categories"], counted.image_count.tolist(), counted.instance_count.tolist()
+    ):
+        assert (category["image_count"], category["instance_count"]) == (images, instances)
+        assert category["frequency"] == frequency_group(images)
+        assert images >= 1
+
+
+# ---- polygons
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_polygons_boxes_and_areas_fit_each_other(content, split):
+    size = SMALL["image_size"]
+    for annotation in content[split]["annotations"]:
+        (polygon,) = annotation["segmentation"]
+        points = np.array(polygon).reshape(-1, 2)
+        assert len(points) >= 3
+        assert points.min() >= 0 and points.max() <= size
+        left, top, width, height = annotation["bbox"]
+        np.testing.assert_allclose([left, top], points.min(axis=0))
+        np.testing.assert_allclose([left + width, top + height], points.max(axis=0), atol=1e-9)
+        rle = mask_utils.frPyObjects([polygon], size, size)[0]
+        assert annotation["area"] == mask_utils.area(rle) > 0
+        # pycocotools' box is that of whole pixels; it lacks the end of a sharp tip.
+        x, y, w, h = mask_utils.toBbox(rle)
+        outer = np.array([x - left, y - top, left + width - x - w, top + height - y - h])
+        assert (outer >= -1).all() and (outer <= 3).all()
+
+
+def test_the_annotated_object_is_what_is_drawn_there(folder, content):
+    """The colours inside the outlines of a class agree with its name, those of the rest of the image rarely do."""
+    orange = {category["id"] for category in content["val"]["categories"] if category["name"].startswith("orange")}
+    inside, outside = [], []
+    images = {image["id"]: image["file_name"] for image in content["val"]["images"]}
+    for annotation in content["val"]["annotations"]:
+        if annotation["category_id"] in orange:
+            pixels = cv2.imread(str(folder / "val" / images[annotation["image_id"]])).astype(int)
+            rle = mask_utils.frPyObjects(annotation["segmentation"], *pixels.shape[:2])[0]
+            mask = mask_utils.decode(rle) > 0
+            # Orange: much more red than blue. OpenCV's order is BGR.
+            inside.append(np.median((pixels[:, :, 2] - pixels[:, :, 0])[mask]))
+            outside.append(np.median((pixels[:, :, 2] - pixels[:, :, 0])[~mask]))
+    assert len(inside) > 20
+    assert np.mean(np.array(inside) > 80) > 0.85
+    assert np.mean(np.array(outside) > 80) < 0.4
+
+
+def test_objects_stay_visible_under_those_drawn_later():
+    parameters = MiniParameters(**SMALL)
+    for index, plan in enumerate(plan_split(parameters, "train")[:20]):
+        _, drawn = draw_image(parameters, "train", index, plan)
+        masks = [
+            mask_utils.decode(mask_utils.frPyObjects([shape.polygon.reshape(-1).tolist()], 64, 64)[0]) > 0
+            for shape in drawn
+        ]
+        for i, mask in enumerate(masks):
+            covered = np.any([mask & later for later in masks[i + 1 :]], axis=0)
+            # The bound is 0.6; two rasterisations of a small outline differ along its edge.
+            assert 1 - covered.sum() / mask.sum() > 0.4
+
+
+# ---- the image-level sets
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_image_level_sets_are_consistent(content, split):
+    classes = annotated_classes(content[split])
+    for image in content[split]["images"]:
+        negatives = image["neg_category_ids"]
+        assert len(negatives) == len(set(negatives))
+        assert set(negatives) <= set(range(1, 13))
+        assert not set(negatives) & classes[image["id"]]
+        assert set(image["not_exhaustive_category_ids"]) <= classes[image["id"]]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_only_what_the_plan_verifies_is_annotated(content, split):
+    """The picture holds classes that are in neither set, and instances that not-exhaustive classes leave out."""
+    parameters = MiniParameters(**SMALL)
+    by_image = {image["id"]: Counter() for image in content[split]["images"]}
+    for annotation in content[split]["annotations"]:
+        by_image[annotation["image_id"]][annotation["category_id"] - 1] += 1
+    holes = left_out = 0
+    for index, (image, plan) in enumerate(zip(content[split]["images"], plan_split(parameters, split))):
+        annotated = by_image[image["id"]]
+        assert set(annotated) == set(plan.annotated)
+        assert set(image["not_exhaustive_category_ids"]) == {label + 1 for label in plan.left_out}
+        _, drawn = draw_image(parameters, split, index, plan)
+        hidden = Counter(shape.request.label for shape in drawn if not shape.request.annotated)
+        assert set(hidden) == set(plan.unverified) | set(plan.left_out)
+        assert annotated == Counter(shape.request.label for shape in drawn if shape.request.annotated)
+        assert not set(plan.unverified) & (set(plan.annotated) | set(plan.negatives))
+        holes += len(plan.unverified)
+        left_out += len(plan.left_out)
+    assert holes > 0 and left_out > 0
+
+
+def test_holes_are_as_frequent_as_stated():
+    parameters = MiniParameters()
+    for split, share in mini.UNVERIFIED_SHARE.items():
+        plans = plan_split(parameters, split)
+        holes = sum(len(plan.unverified) for plan in plans)
+        shown = holes + sum(len(plan.annotated) for plan in plans)
+        assert holes / shown == pytest.approx(share, abs=0.03)
+
+
+def test_stamp_counts_the_unannotated_objects(folder, content):
+    parameters = MiniParameters(**SMALL)
+    drawn = sum(
+        len(draw_image(parameters, "val", index, plan)[1]) for index, plan in enumerate(plan_split(parameters, "val"))
+    )
+    hidden = json.loads((folder / "mini.json").read_text())["unannotated_objects"]["val"]
+    assert hidden == drawn - len(content["val"]["annotations"]) > 0
+
+
+# ---- statistics
+
+
+def test_default_shares_are_those_of_lvis():
+    """r/c/f within two classes of 454/461/315 of 1230, though only the classes per image are fitted."""
+    counts = train_image_counts(60, 1500)
+    groups = Counter(frequency_group(count) for count in counts.tolist())
+    for group, share in (("r", 454 / 1230), ("c", 461 / 1230), ("f", 315 / 1230)):
+        assert abs(groups[group] - 60 * share) <= 2
+    assert counts.sum() / 1500 == pytest.approx(CATEGORIES_PER_IMAGE, abs=0.01)
+
+
+def test_the_rule_extrapolates_to_lvis():
+    """With LVIS v0.5's numbers of images and classes its most frequent class comes out: 1145 images."""
+    assert train_image_counts(1230, 57263)[0] == pytest.approx(1145, rel=0.02)
+
+
+@pytest.mark.parametrize("num_classes, num_images", [(1, 1), (1, 50), (7, 100), (60, 1500), (200, 25), (1230, 500)])
+def test_every_class_has_an_image_and_counts_fall(num_classes, num_images):
+    counts = train_image_counts(num_classes, num_images)
+    assert len(counts) == num_classes
+    assert counts.min() >= 1 and counts.max() <= max(num_images / 2, 1)
+    assert (np.diff(counts) <= 0).all()
+
+
+def test_val_is_balanced():
+    counts = balanced_image_counts(60, 400, np.random.default_rng(0))
+    assert counts.min() >= 6
+    assert counts.max() - counts.min() <= 1
+    planned = Counter(label for plan in plan_split(MiniParameters(), "val") for label in plan.annotated)
+    assert set(planned.values()) <= {counts.min(), counts.max()} and len(planned) == 60
+
+
+def test_rarity_is_not_tied_to_shape_or_hue():
+    """Across seeds a class is rare sometimes and frequent sometimes."""
+    ranks = []
+    for seed in range(5):
+        plans = plan_split(MiniParameters(seed=seed), "train")
+        counts = Counter(label for plan in plans for label in plan.annotated)
+        ranks.append([counts[label] for label in range(60)])
+        assert sorted(ranks[-1], reverse=True) == train_image_counts(60, 1500).tolist()
+    correlation = np.corrcoef(np.log(ranks))[np.triu_indices(5, 1)]
+    assert np.abs(correlation).max() < 0.5
+
+
+def test_lvis_statistics_of_a_known_content():
+    content = {
+        "images": [
+            {"id": 1, "neg_category_ids": [2, 3], "not_exhaustive_category_ids": [1]},
+            {"id": 2, "neg_category_ids": [3], "not_exhaustive_category_ids": []},
+        ],
+        "annotations": [{"image_id": 1, "category_id": 1}] * 3 + [{"image_id": 2, "category_id": c} for c in (1, 2)],
+        "categories": [{"id": 1, "frequency": "c"}, {"id": 2, "frequency": "r"}, {"id": 3, "frequency": "r"}],
+    }
+    statistics = lvis_statistics(content)
+    assert (statistics["r"], statistics["c"], statistics["f"]) == (2, 1, 0)
+    assert (statistics["fewest images of a category"], statistics["most images of a category"]) == (0, 2)
+    assert statistics["categories per image"] == 1.5
+    assert statistics["instances per image"] == 2.5
+    assert statistics["negative categories per image"] == 1.5
+    assert statistics["not exhaustive categories per image"] == 0.5
+
+
+# ---- any number of classes and images
+
+
+def test_appearances_are_distinct_and_begin_alike():
+    everything = class_appearances(MAX_CLASSES)
+    assert len({appearance.name for appearance in everything}) == len(set(everything)) == MAX_CLASSES
+    assert everything[:60] == class_appearances(60)
+    assert Counter(a.shape for a in everything[:60]) == dict.fromkeys({a.shape for a in everything[:60]}, 10)
+    assert len({a.shape for a in everything[:60]}) == 6 and len({a.hue for a in everything[:60]}) == 10
+    # Stripes of red and cyan are stripes of cyan and red.
+    striped = {(a.shape, frozenset((a.hue, a.second_hue))) for a in everything if a.pattern == "striped"}
+    assert len(striped) == sum(a.pattern == "striped" for a in everything)
+
+
+@pytest.mark.parametrize("num_classes, num_train, num_val", [(1, 3, 2), (7, 10, 4), (200, 30, 5)])
+def test_other_sizes(tmp_path, num_classes, num_train, num_val):
+    folder = generate_mini_dataset(tmp_path / "mini", num_classes, num_train, num_val, image_size=96, num_test=1)
+    train = LVIS(str(folder / "train.json"))
+    assert len(train.get_cat_ids()) == num_classes
+    assert {annotation["category_id"] for annotation in train.load_anns()} == set(range(1, num_classes + 1))
+    assert len(LVIS(str(folder / "val.json")).get_img_ids()) == num_val
+
+
+def test_an_image_depends_on_nothing_but_its_plan_and_its_number():
+    few, many = MiniParameters(num_train=20), MiniParameters(num_train=200)
+    plan = plan_split(few, "train")[7]
+    np.testing.assert_array_equal(draw_image(few, "train", 7, plan)[0], draw_image(many, "train", 7, plan)[0])
+    assert (draw_image(few, "train", 7, plan)[0] != draw_image(few, "train", 8, plan)[0]).any()
+
+
+# ---- the folder
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
+    first, second, other = (
+        all_files(generate_mini_dataset(tmp_path / name, seed=seed, **TINY))
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    )
+    assert first == second
+    assert first.keys() == other.keys()
+    assert all(first[path] != other[path] for path in first)
+
+
+def test_a_set_that_is_there_is_not_made_again(tmp_path, monkeypatch):
+    folder = generate_mini_dataset(tmp_path / "mini", **TINY)
+    before = all_files(folder)
+    monkeypatch.setattr(mini, "_write_dataset", lambda *_: pytest.fail("generated again"))
+    assert generate_mini_dataset(folder, **TINY) == folder
+    assert all_files(folder) == before
+
+
+def test_other_parameters_need_overwrite(tmp_path):
+    folder = generate_mini_dataset(tmp_path / "mini", **TINY)
+    before = all_files(folder)
+    with pytest.raises(InputError, match="made with seed 0, not 1"):
+        generate_mini_dataset(folder, seed=1, **TINY)
+    assert all_files(folder) == before
+    generate_mini_dataset(folder, seed=1, overwrite=True, **TINY)
+    assert all_files(folder) != before
+    assert json.loads((folder / "mini.json").read_text())["seed"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mini"]
+
+
+def test_another_version_is_not_reused(tmp_path, monkeypatch):
+    folder = generate_mini_dataset(tmp_path / "mini", **TINY)
+    monkeypatch.setattr(mini, "VERSION", mini.VERSION + 1)
+    with pytest.raises(InputError, match="made with version"):
+        generate_mini_dataset(folder, **TINY)
+
+
+def test_an_incomplete_set_is_not_reused(tmp_path):
+    folder = generate_mini_dataset(tmp_path / "mini", **TINY)
+    (folder / "val.json").unlink()
+    with pytest.raises(InputError, match=r"lacks val\.json"):
+        generate_mini_dataset(folder, **TINY)
+    generate_mini_dataset(folder, overwrite=True, **TINY)
+    assert (folder / "val.json").exists()
+
+
+@pytest.mark.parametrize("with_stamp", [False, True])
+def test_a_folder_with_other_files_is_left_alone(tmp_path, with_stamp):
+    folder = tmp_path / "mine"
+    if with_stamp:
+        generate_mini_dataset(folder, **TINY)
+    folder.mkdir(exist_ok=True)
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"'thesis\.tex'"):
+        generate_mini_dataset(folder, seed=1, overwrite=True, **TINY)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_run_that_is_cut_short_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mini, "_category_records", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        generate_mini_dataset(tmp_path / "mini", **TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_replacement_keeps_the_old_set(tmp_path, monkeypatch):
+    folder = generate_mini_dataset(tmp_path / "mini", **TINY)
+    before = all_files(folder)
+    rename = Path.rename
+
+    def fail_for_the_new_set(path, target):
+        if path.name.startswith(".mini.tmp") and not path.name.endswith("-old"):
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_set)
+    with pytest.raises(InputError, match="no space left"):
+        generate_mini_dataset(folder, seed=1, overwrite=True, **TINY)
+    assert all_files(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mini"]
+
+
+# ---- bad arguments
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        ({"num_classes": MAX_CLASSES + 1, "num_train": 9999}, f"at most {MAX_CLASSES} classes"),
+        ({"num_classes": 100, "num_train": 12}, "num_train is 12; .* at least 13"),
+        ({"num_train": 1.5}, r"num_train is 1\.5; it must be a whole number"),
+        ({"num_val": 0}, "num_val is 0"),
+        ({"num_test": 0}, "num_test is 0"),
+        ({"image_size": 16}, "image_size is 16; it must be at least 32"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        generate_mini_dataset(tmp_path / "mini", **{**TINY, **arguments})
+    assert not (tmp_path / "mini").exists()
+
+
+def test_output_that_is_a_file_or_below_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        generate_mini_dataset(tmp_path / "file", **TINY)
+    with pytest.raises(InputError, match="cannot be written"):
+        generate_mini_dataset(tmp_path / "file" / "mini", **TINY)
+
+
+def test_the_tool_generates_prints_statistics_and_reports_errors_in_one_line(tmp_path):
+    root = Path(__file__).parents[2]
+    tool = root / "tools" / "make_mini_dataset.py"
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    sizes = ["--classes=7", "--train-images=6", "--val-images=3", "--test-images=2", "--image-size=64"]
+    command = [sys.executable, str(tool), "--output", str(tmp_path / "mini"), *sizes]
+    made = subprocess.run([*command, "--statistics"], capture_output=True, text=True, env=environment)
+    assert made.returncode == 0, made.stderr
+    rows = {line[:40].strip(): line[40:].split() for line in made.stdout.splitlines()}
+    assert rows["images"] == ["6", "3"]
+    assert rows["categories"] == ["7", "7"]
+    failed = subprocess.run([*command, "--seed=1"], capture_output=True, text=True, env=environment)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
