@@ -1,0 +1,226 @@
+"""Data loaders for training and testing, made of Detectron2's parts."""
+
+import logging
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import numpy as np
+import torch.utils.data as torchdata
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch import Tensor
+
+from eql_d2.data.catalog import check_labels, check_registered, check_same_categories, describe_dataset, image_classes
+from eql_d2.data.mapper import LongTailDatasetMapper
+from eql_d2.data.records import Record, RecordList
+from eql_d2.data.samplers import ClassAwareSampler
+from eql_d2.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[[Record], Dict[str, Any]]
+
+
+def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> Any:
+    """Return an endless loader of training batches, the same stream for the same non-negative ``cfg.SEED``.
+
+    ``DATALOADER.SAMPLER_TRAIN`` may be TrainingSampler, RepeatFactorTrainingSampler, RandomSubsetTrainingSampler or
+    ClassAwareSampler.
+
+    Args:
+        cfg: a config with ``MODEL.LONG_TAIL``.
+        mapper: makes an example of a record; :class:`~eql_d2.data.mapper.LongTailDatasetMapper` by default.
+
+    Raises:
+        InputError: if a data set is unknown, has no annotations or nothing to train on, or the number of its categories
+            is not that of the model.
+    """
+    names = cfg.DATASETS.TRAIN
+    if not names:
+        raise InputError("DATASETS.TRAIN is empty; name at least one training set.")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise InputError("MODEL.LOAD_PROPOSALS is True; this package has no loader for precomputed proposals, set False.")
+    dataset = long_tail_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    check_num_classes(cfg, names)
+    for name in names:
+        if MetadataCatalog.get(name).get("has_annotations") is False:
+            raise InputError(f"{describe_dataset(name)} has no annotations and cannot be in DATASETS.TRAIN.")
+    return build_detection_train_loader(
+        dataset,
+        mapper=mapper or LongTailDatasetMapper(cfg, True),
+        sampler=build_train_sampler(cfg, dataset),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        # The seed of the workers' augmentations: the same in each run, another on each rank.
+        seed=None if cfg.SEED < 0 else cfg.SEED + comm.get_rank(),
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Optional[Mapper] = None) -> torchdata.DataLoader:
+    """Return a loader of the images of one data set, in its order, one image a batch, split among the ranks.
+
+    Args:
+        cfg: a config with ``MODEL.LONG_TAIL``.
+        dataset_name: a registered data set, with or without annotations.
+        mapper: makes an example of a record; :class:`~eql_d2.data.mapper.LongTailDatasetMapper` by default.
+
+    Raises:
+        InputError: if the data set is unknown or the number of its categories is not that of the model.
+    """
+    dataset = long_tail_dataset_dicts([dataset_name], filter_empty=False)
+    check_num_classes(cfg, [dataset_name])
+    return build_detection_test_loader(
+        dataset,
+        mapper=mapper or LongTailDatasetMapper(cfg, False, listed_in=describe_dataset(dataset_name)),
+        batch_size=1,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def long_tail_dataset_dicts(names: Sequence[str], filter_empty: bool = True) -> Sequence[Record]:
+    """Load data sets and see to it that the records of LVIS data carry ``image_labels``.
+
+    Args:
+        names: registered data sets with equal categories; LVIS sets that Detectron2's own loader reads are welcome.
+        filter_empty: leave out images without an instance (crowd regions are none), and with them their negative sets.
+            Data sets without annotations are not filtered.
+
+    Returns:
+        A read-only list of dataset dicts.
+
+    Raises:
+        InputError: if a data set is unknown, empty, or has a label beyond its categories.
+    """
+    parts = [_load(name) for name in names]
+    check_same_categories(names)
+    if filter_empty:
+        parts = [_without_empty(records, name) for records, name in zip(parts, names)]
+    for records, name in zip(parts, names):
+        if not len(records):
+            raise InputError(
+                f"{describe_dataset(name)} has no image with an instance; with "
+                f"DATALOADER.FILTER_EMPTY_ANNOTATIONS False its other images are used."
+            )
+    return parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
+
+
+class ConcatenatedRecords(torchdata.ConcatDataset):
+    """Several lists of records as one."""
+
+    @property
+    def parts(self) -> List[Sequence[Record]]:
+        """The lists, in order."""
+        return self.datasets
+
+
+def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record]) -> torchdata.Sampler:
+    """Return the sampler that ``DATALOADER.SAMPLER_TRAIN`` names.
+
+    Raises:
+        InputError: if there is no sampler of that name.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    seed = None if cfg.SEED < 0 else cfg.SEED
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dataset), seed=seed)
+    if name == "RepeatFactorTrainingSampler":
+        return RepeatFactorTrainingSampler(repeat_factors(cfg, dataset), seed=seed)
+    if name == "RandomSubsetTrainingSampler":
+        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
+    if name == "ClassAwareSampler":
+        return ClassAwareSampler(_classes_of_all(dataset, with_crowd=False), seed=seed)
+    raise InputError(
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; there are TrainingSampler, RepeatFactorTrainingSampler, "
+        f"RandomSubsetTrainingSampler and ClassAwareSampler."
+    )
+
+
+def repeat_factors(cfg: CfgNode, dataset: Sequence[Record]) -> Tensor:
+    """Return how often each image is repeated, float32 ``[N]``, by Detectron2's rule (LVIS, arXiv 1908.03195, B.2).
+
+    Frequencies are shares of the ``N`` images given; an image without annotations is taken once.
+    """
+    # Only the labels are needed: no image is unpacked for them.
+    labels_only = [
+        {"annotations": [{"category_id": label} for label in set(classes.tolist())]}
+        for classes in _classes_of_all(dataset, with_crowd=True)
+    ]
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        labels_only, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )
+
+
+def check_num_classes(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Check that the model has as many classes as the data sets.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in names:
+        found = len(MetadataCatalog.get(name).get("thing_classes") or ())
+        if found and found != expected:
+            hint = " (LVIS v0.5 has 1230 categories, v1 has 1203)" if {found, expected} == {1230, 1203} else ""
+            raise InputError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, but {describe_dataset(name)} has {found} categories{hint}; "
+                f"set MODEL.ROI_HEADS.NUM_CLASSES {found} or choose another data set."
+            )
+
+
+def _load(name: str) -> Sequence[Record]:
+    """Return the records of one data set; their labels are in range and they have image-level labels if LVIS has them."""
+    check_registered(name)
+    records = DatasetCatalog.get(name)
+    if isinstance(records, RecordList):
+        return records
+    metadata = MetadataCatalog.get(name)
+    num_classes = len(metadata.get("thing_classes") or ())
+    if num_classes:
+        for classes in image_classes(records):
+            check_labels(classes, num_classes, describe_dataset(name))
+    id_to_label = metadata.get("thing_dataset_id_to_contiguous_id")
+    if id_to_label is None:
+        id_to_label = {label + 1: label for label in range(num_classes)}  # Detectron2's LVIS loader subtracts one
+    return [_with_image_labels(record, id_to_label, name) for record in records]
+
+
+def _with_image_labels(record: Record, id_to_label: Dict[int, int], name: str) -> Record:
+    """Turn the id lists that Detectron2's LVIS loader leaves as they are in the json into labels."""
+    if "neg_category_ids" not in record or "image_labels" in record:
+        return record
+    record = dict(record)
+    negative = record.pop("neg_category_ids")
+    not_exhaustive = record.get("not_exhaustive_category_ids", [])
+    for category_id in (*negative, *not_exhaustive):
+        if category_id not in id_to_label:
+            raise InputError(
+                f"{describe_dataset(name)}: image {record.get('image_id')} names the category id {category_id} in its "
+                f"image-level labels, and the data set has no such category."
+            )
+    record["not_exhaustive_category_ids"] = sorted({id_to_label[category_id] for category_id in not_exhaustive})
+    if "annotations" in record:
+        record["image_labels"] = {
+            "positive": sorted({annotation["category_id"] for annotation in record["annotations"]}),
+            "negative": sorted({id_to_label[category_id] for category_id in negative}),
+        }
+    return record
+
+
+def _without_empty(records: Sequence[Record], name: str) -> Sequence[Record]:
+    """Leave out the images that have no instance but crowd regions, unless the data set has no annotations at all."""
+    if MetadataCatalog.get(name).get("has_annotations") is False or not len(records):
+        return records
+    if not isinstance(records, RecordList) and "annotations" not in records[0]:
+        return records
+    kept = [index for index, classes in enumerate(image_classes(records, with_crowd=False)) if len(classes)]
+    if len(kept) < len(records):
+        logger.info(f"{name}: {len(records) - len(kept)} of {len(records)} images have no instance and are left out.")
+    return records.select(kept) if isinstance(records, RecordList) else [records[index] for index in kept]
+
+
+def _classes_of_all(dataset: Sequence[Record], with_crowd: bool) -> List[np.ndarray]:
+    parts = dataset.parts if isinstance(dataset, ConcatenatedRecords) else [dataset]
+    return [classes for part in parts for classes in image_classes(part, with_crowd)]

@@ -1,0 +1,113 @@
+"""The data sets that can be named in a config: LVIS v0.5 and v1, and those of ``MODEL.LONG_TAIL.DATASETS``.
+
+Importing this module registers LVIS below ``$DETECTRON2_DATASETS`` (default ``./datasets``) under the names that
+Detectron2 uses, with this package's loader in place of Detectron2's. No file is read before a data set is used.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as V0_5_CATEGORIES
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1_CATEGORIES
+
+from eql_d2.data.coco import register_coco
+from eql_d2.data.lvis import load_lvis, register_lvis
+from eql_d2.data.registration import open_table, register_dataset, set_metadata
+from eql_d2.errors import InputError
+
+#: The json of each data set, below the data folder; the images are in COCO's folder beside it.
+LVIS_JSON_FILES = {
+    "lvis_v0.5_train": "lvis/lvis_v0.5_train.json",
+    "lvis_v0.5_val": "lvis/lvis_v0.5_val.json",
+    "lvis_v0.5_val_rand_100": "lvis/lvis_v0.5_val_rand_100.json",
+    "lvis_v0.5_test": "lvis/lvis_v0.5_image_info_test.json",
+    "lvis_v1_train": "lvis/lvis_v1_train.json",
+    "lvis_v1_val": "lvis/lvis_v1_val.json",
+    "lvis_v1_test_dev": "lvis/lvis_v1_image_info_test_dev.json",
+    "lvis_v1_test_challenge": "lvis/lvis_v1_image_info_test_challenge.json",
+}
+_IMAGE_ROOT = "coco/"
+
+
+def data_root() -> str:
+    """Return the folder that relative paths of data sets start at: ``$DETECTRON2_DATASETS``, else ``datasets``."""
+    return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def register_builtin_lvis() -> None:
+    """Register LVIS v0.5 and v1 below :func:`data_root`."""
+    root = data_root()
+    for name, json_file in LVIS_JSON_FILES.items():
+        image_root = os.path.join(root, _IMAGE_ROOT)
+        register_dataset(name, "lvis", os.path.join(root, json_file), image_root, load_lvis, replace=True)
+        categories = V0_5_CATEGORIES if "v0.5" in name else V1_CATEGORIES
+        categories = sorted(categories, key=lambda category: category["id"])
+        # What the json says takes the place of these once it is read; they serve where it is absent.
+        set_metadata(
+            name,
+            thing_classes=[category["name"] for category in categories],
+            thing_dataset_id_to_contiguous_id={category["id"]: label for label, category in enumerate(categories)},
+            frequency_groups=[category["frequency"] for category in categories],
+            has_annotations="image_info" not in json_file,
+        )
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Register the data sets of ``MODEL.LONG_TAIL.DATASETS``, ``[name, json, image folder]`` each.
+
+    Relative paths start at :func:`data_root`, ``$VARIABLES`` and ``~`` are expanded. A json is in LVIS format if one of
+    its images has ``neg_category_ids`` or ``not_exhaustive_category_ids`` or one of its categories has a ``frequency``;
+    otherwise it is in COCO format.
+
+    Raises:
+        InputError: if an entry is no such triple, a variable is not defined, a file or folder is missing, the json is of
+            neither format, or the name stands for another data set.
+    """
+    for entry in cfg.MODEL.LONG_TAIL.DATASETS:
+        if not _is_triple(entry):
+            raise InputError(
+                f"MODEL.LONG_TAIL.DATASETS has the entry {entry!r}; an entry is [name, json, image folder], three strings."
+            )
+        name = entry[0]
+        json_file, image_root = (resolve_path(path, f"MODEL.LONG_TAIL.DATASETS, {name}") for path in entry[1:])
+        if "://" not in image_root and not os.path.isdir(image_root):
+            raise InputError(f"{image_root}: there is no such folder; it should hold the images of {name}.")
+        register = register_lvis if open_table(json_file).header.is_lvis else register_coco
+        register(name, json_file, image_root)
+
+
+def resolve_path(path: str, where: str) -> str:
+    """Expand variables and ``~`` in the path of a data set and let a relative path start at :func:`data_root`.
+
+    Args:
+        path: as the user wrote it.
+        where: what names it, for messages.
+
+    Raises:
+        InputError: if a variable is not defined.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    undefined = re.search(r"\$(\w+|\{[^}]*\})", expanded)
+    if undefined:
+        raise InputError(
+            f"{where}: {path} has the environment variable {undefined.group()}, which is not set; "
+            f"set it to the folder of the data."
+        )
+    if "://" in expanded:
+        return expanded
+    return str(Path(data_root(), expanded))
+
+
+def _is_triple(entry: Any) -> bool:
+    return (
+        isinstance(entry, Sequence)
+        and not isinstance(entry, str)
+        and len(entry) == 3
+        and all(isinstance(item, str) and item for item in entry)
+    )
+
+
+register_builtin_lvis()

@@ -1,0 +1,90 @@
+"""From a dataset dict to what the model takes, with the image-level labels."""
+
+import copy
+from typing import Any, Dict
+
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import SizeMismatchError
+
+from eql_d2.data.catalog import describe_dataset
+from eql_d2.errors import InputError
+
+
+class RecordError(InputError):
+    """An image cannot be read, or its annotations cannot be used.
+
+    A data loader raises a worker's exception again with the worker's whole stack for a message; of that, only the
+    sentence is kept.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+class LongTailDatasetMapper(DatasetMapper):
+    """Detectron2's mapper, with the image-level labels of the record added to each training example.
+
+    The example then has ``image_labels``: ``positive`` and ``negative``, int64 ``[any length]`` each, sorted labels
+    ``0..K-1``. They are the record's own, which come from all annotations of the image (see
+    :func:`eql_d2.data.lvis.load_lvis`): cropping away an object does not make its class less verified. Data sets
+    without image-level labels give examples without ``image_labels``.
+
+    Args:
+        args, kwargs: as for Detectron2's mapper: ``(cfg, is_train)`` or its explicit arguments.
+        listed_in: the data set that names the images, for messages.
+    """
+
+    @configurable
+    def __init__(self, *args: Any, listed_in: str = "the data set", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.listed_in = listed_in
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> Dict[str, Any]:
+        names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+        listed_in = ", ".join(describe_dataset(name) for name in names)
+        return {**super().from_config(cfg, is_train), "listed_in": listed_in or "the data set"}
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        """Read and transform one image.
+
+        Args:
+            dataset_dict: a dataset dict; not modified.
+
+        Raises:
+            InputError: if the image is missing, cannot be decoded, is of another size than the json says, or an
+                instance has no mask where masks are trained.
+        """
+        record = copy.copy(dataset_dict)
+        image_labels = record.pop("image_labels", None)
+        if self.is_train and self.use_instance_mask:
+            self._check_masks(record)
+        try:
+            example = super().__call__(record)
+        except SizeMismatchError as error:
+            raise self._error(record, f"is of another size than its json says ({error})") from None
+        except FileNotFoundError:
+            raise self._error(record, "is not there") from None
+        # Pillow raises OSError for what it cannot identify or finds truncated, SyntaxError for some broken PNG files.
+        except (OSError, SyntaxError) as error:
+            raise self._error(record, f"cannot be read as an image ({error})") from None
+        if self.is_train and image_labels is not None:
+            example["image_labels"] = {
+                key: torch.as_tensor(image_labels[key], dtype=torch.int64) for key in ("positive", "negative")
+            }
+        return example
+
+    def _check_masks(self, record: Dict[str, Any]) -> None:
+        for annotation in record.get("annotations", ()):
+            if "segmentation" not in annotation and not annotation.get("iscrowd", 0):
+                raise RecordError(
+                    f"{self.listed_in}: an instance of image {record.get('image_id')} has no segmentation; "
+                    f"set MODEL.MASK_ON False to train on boxes alone."
+                )
+
+    def _error(self, record: Dict[str, Any], what: str) -> RecordError:
+        return RecordError(
+            f"{record['file_name']}, listed in {self.listed_in}, {what}; tools/check_dataset.py lists all such images."
+        )

@@ -1,0 +1,281 @@
+"""Dataset dicts packed into one buffer, unpacked one image at a time.
+
+A table holds what one json says of its images, independent of where the images lie. Its buffer is a memory map of the
+cache file (:mod:`eql_d2.data.cache`) or bytes; either way no Python object exists for an image until it is asked for,
+and the processes of one machine share the mapped pages.
+"""
+
+from collections.abc import Sequence as SequenceABC
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+
+import msgspec
+import numpy as np
+from detectron2.structures import BoxMode
+
+from eql_d2.data.annotations import (
+    Annotation,
+    AnnotationFile,
+    Category,
+    Image,
+    PathLike,
+    check_ids,
+    decode_segmentation,
+    is_valid_polygon,
+)
+from eql_d2.data.frequency import CategoryFrequency
+
+Record = Dict[str, Any]
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder()
+
+
+class Header(msgspec.Struct):
+    """What is known of a whole json without unpacking an image. The arrays are the bytes of numpy arrays.
+
+    Attributes:
+        checksum: SHA-256 of the json, hexadecimal.
+        categories: sorted by id; the place in this list is the contiguous label.
+        image_count, instance_count: of each category, crowd regions left out.
+        record_ends: int64 ``[N]``, where each image's record ends in the buffer.
+        annotation_ends: int64 ``[N]``, running number of annotations.
+        annotation_classes: int32 ``[A]``, contiguous labels.
+        annotation_crowd: bool ``[A]``.
+        num_left_out: instances without a valid polygon.
+        num_orphans: annotations of images that are not listed.
+    """
+
+    checksum: str
+    categories: List[Category]
+    is_lvis: bool
+    has_annotations: bool
+    has_image_labels: bool
+    groups: Optional[List[str]]
+    image_count: List[int]
+    instance_count: List[int]
+    record_ends: bytes = b""
+    annotation_ends: bytes = b""
+    annotation_classes: bytes = b""
+    annotation_crowd: bytes = b""
+    num_left_out: int = 0
+    num_orphans: int = 0
+
+
+class AnnotationTable:
+    """The packed images of one json, sorted by image id.
+
+    Args:
+        buffer: the packed records.
+        header: what :func:`pack` returned for them.
+        reopen: how another process gets the same table, as a callable and its arguments, if not by a copy.
+    """
+
+    def __init__(self, buffer: Any, header: Header, reopen: Optional[tuple] = None):
+        self.header = header
+        self._buffer = memoryview(buffer)
+        self._reopen = reopen
+        self._record_ends = np.frombuffer(header.record_ends, dtype=np.int64)
+        self._annotation_ends = np.frombuffer(header.annotation_ends, dtype=np.int64)
+        self._classes = np.frombuffer(header.annotation_classes, dtype=np.int32)
+        self._crowd = np.frombuffer(header.annotation_crowd, dtype=bool)
+
+    def __reduce__(self):
+        return self._reopen or (AnnotationTable, (bytes(self._buffer), self.header))
+
+    def __len__(self) -> int:
+        return len(self._record_ends)
+
+    def unpack(self, row: int) -> Record:
+        """Return what the json says of the image in a row; ``file_name`` and ``coco_url`` as they are in the json."""
+        start = self._record_ends[row - 1] if row else 0
+        record = _DECODER.decode(self._buffer[start : self._record_ends[row]])
+        for annotation in record.get("annotations", ()):
+            annotation["bbox_mode"] = BoxMode.XYWH_ABS
+        return record
+
+    def classes(self, row: int, with_crowd: bool = True) -> np.ndarray:
+        """Return the contiguous labels of an image's annotations, int32 ``[instances]``."""
+        start = self._annotation_ends[row - 1] if row else 0
+        here = slice(start, self._annotation_ends[row])
+        return self._classes[here] if with_crowd else self._classes[here][~self._crowd[here]]
+
+    @property
+    def class_names(self) -> List[str]:
+        """K names, in the order of the contiguous labels."""
+        return [category.name for category in self.header.categories]
+
+    @property
+    def contiguous_ids(self) -> Dict[int, int]:
+        """Contiguous label of each category id of the json."""
+        return contiguous_ids(self.header.categories)
+
+    @property
+    def frequency(self) -> CategoryFrequency:
+        """The counts of the annotations of this json, over all of its images."""
+        header = self.header
+        return CategoryFrequency.from_counts(
+            header.image_count, header.instance_count, num_images=len(self), groups=header.groups
+        )
+
+
+class RecordList(SequenceABC):
+    """A read-only list of Detectron2's dataset dicts, made when asked for. Pass it where a list of dicts is expected.
+
+    Args:
+        table: the packed images.
+        file_path: called with an unpacked record, returns the path of its image.
+        rows: rows of the table, int64 ``[N]``; all of them by default.
+        with_image_labels: whether records have image-level labels, if the json has them.
+    """
+
+    def __init__(
+        self,
+        table: AnnotationTable,
+        file_path: Callable[[Record], str],
+        rows: Optional[Sequence[int]] = None,
+        with_image_labels: bool = True,
+    ):
+        self.table = table
+        self._file_path = file_path
+        self._rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
+        self._with_image_labels = with_image_labels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Union[int, slice]) -> Union[Record, "RecordList"]:
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        record = self.table.unpack(int(self._rows[index]))
+        record["file_name"] = self._file_path(record)
+        del record["coco_url"]
+        if not self._with_image_labels:
+            record.pop("image_labels", None)
+            record.pop("not_exhaustive_category_ids", None)
+        return record
+
+    def select(self, indices: Sequence[int]) -> "RecordList":
+        """Return the records at ``indices``."""
+        rows = self._rows[np.asarray(indices, dtype=np.int64)]
+        return RecordList(self.table, self._file_path, rows, self._with_image_labels)
+
+    def classes(self, with_crowd: bool = True) -> Iterator[np.ndarray]:
+        """Yield the contiguous labels of each image's annotations without unpacking the images."""
+        return (self.table.classes(row, with_crowd) for row in self._rows)
+
+
+def contiguous_ids(categories: Sequence[Category]) -> Dict[int, int]:
+    """Map category ids, which may have gaps, to ``0..K-1`` in the order of the ids."""
+    return {category_id: label for label, category_id in enumerate(sorted(category.id for category in categories))}
+
+
+def pack(content: AnnotationFile, checksum: str, path: PathLike, out: BinaryIO) -> Header:
+    """Check a parsed json and write its images, sorted by id, to ``out``.
+
+    Args:
+        content: the parsed json.
+        checksum: SHA-256 of the json.
+        path: of the json, for messages.
+        out: where the records go, one after the other.
+
+    Raises:
+        InputError: if ids are not unique, refer to nothing, or a segmentation is neither polygons nor a mask.
+    """
+    check_ids(content, path)
+    labels = contiguous_ids(content.categories)
+    by_image = _annotations_by_image(content)
+    has_annotations, has_image_labels = bool(content.annotations), content.has_image_labels
+    record_ends, annotation_ends, classes, crowd = [], [], [], []
+    position = 0
+    for image in sorted(content.images, key=lambda image: image.id):
+        annotations = by_image[image.id]
+        record = _image_record(image)
+        if has_image_labels:
+            record["not_exhaustive_category_ids"] = _sorted_labels(image.not_exhaustive_category_ids, labels)
+        if has_annotations:
+            packed = (_annotation_record(annotation, labels, path) for annotation in annotations)
+            record["annotations"] = [annotation for annotation in packed if annotation is not None]
+            classes.extend(annotation["category_id"] for annotation in record["annotations"])
+            crowd.extend(bool(annotation.get("iscrowd")) for annotation in record["annotations"])
+            if has_image_labels:
+                # From the raw annotations: a class that only a crowd or an invalid polygon shows is there all the same.
+                positive = _sorted_labels((annotation.category_id for annotation in annotations), labels)
+                record["image_labels"] = {
+                    "positive": positive,
+                    "negative": _sorted_labels(image.neg_category_ids, labels),
+                }
+        position += out.write(_ENCODER.encode(record))
+        record_ends.append(position)
+        annotation_ends.append(len(classes))
+
+    num_listed = sum(map(len, by_image.values()))
+    image_count, instance_count = _count_categories(by_image, labels)
+    return Header(
+        checksum=checksum,
+        categories=sorted(content.categories, key=lambda category: category.id),
+        is_lvis=content.is_lvis,
+        has_annotations=has_annotations,
+        has_image_labels=has_image_labels,
+        groups=content.groups,
+        image_count=image_count.tolist(),
+        instance_count=instance_count.tolist(),
+        record_ends=np.asarray(record_ends, np.int64).tobytes(),
+        annotation_ends=np.asarray(annotation_ends, np.int64).tobytes(),
+        annotation_classes=np.asarray(classes, np.int32).tobytes(),
+        annotation_crowd=np.asarray(crowd, bool).tobytes(),
+        num_left_out=num_listed - len(classes),
+        num_orphans=len(content.annotations or ()) - num_listed,
+    )
+
+
+def _annotations_by_image(content: AnnotationFile) -> Dict[int, List[Annotation]]:
+    """Group the annotations by the id of their image; those of images that are not listed fall out."""
+    by_image: Dict[int, List[Annotation]] = {image.id: [] for image in content.images}
+    for annotation in content.annotations or ():
+        if annotation.image_id in by_image:
+            by_image[annotation.image_id].append(annotation)
+    return by_image
+
+
+def _count_categories(by_image: Dict[int, List[Annotation]], labels: Dict[int, int]) -> Tuple[np.ndarray, np.ndarray]:
+    """Return images and instances of each class, int64 ``[K]`` each, crowd regions left out."""
+    image_count, instance_count = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.int64)
+    for annotations in by_image.values():
+        counted = [labels[annotation.category_id] for annotation in annotations if not annotation.iscrowd]
+        np.add.at(instance_count, counted, 1)
+        image_count[list(set(counted))] += 1
+    return image_count, instance_count
+
+
+def _sorted_labels(category_ids: Optional[Iterable[int]], labels: Dict[int, int]) -> List[int]:
+    return sorted({labels[category_id] for category_id in category_ids or ()})
+
+
+def _image_record(image: Image) -> Record:
+    return {
+        "file_name": image.file_name,
+        "coco_url": image.coco_url,
+        "height": image.height,
+        "width": image.width,
+        "image_id": image.id,
+    }
+
+
+def _annotation_record(annotation: Annotation, labels: Dict[int, int], path: PathLike) -> Optional[Record]:
+    """Return an annotation in Detectron2's form but for ``bbox_mode``; ``None`` if none of its polygons is valid."""
+    record = {"bbox": annotation.bbox, "category_id": labels[annotation.category_id]}
+    segmentation = decode_segmentation(annotation, path)
+    if isinstance(segmentation, list):
+        segmentation = [polygon for polygon in segmentation if is_valid_polygon(polygon)]
+        if not segmentation:
+            return None
+    if segmentation is not None:
+        record["segmentation"] = segmentation
+    if annotation.iscrowd is not None:
+        record["iscrowd"] = annotation.iscrowd
+    if annotation.keypoints:
+        # COCO counts keypoints in pixel indices and everything else in continuous coordinates.
+        record["keypoints"] = [
+            value if place % 3 == 2 else value + 0.5 for place, value in enumerate(annotation.keypoints)
+        ]
+    return record

@@ -1,0 +1,76 @@
+"""Putting data sets into Detectron2's catalogs, for both formats."""
+
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from eql_d2.data.annotations import PathLike
+from eql_d2.data.cache import load_table
+from eql_d2.data.records import AnnotationTable, RecordList
+from eql_d2.errors import InputError
+
+Loader = Callable[[str, str, Optional[str]], RecordList]
+
+# What was registered here: name -> (evaluator type, json, image folder).
+_REGISTERED: Dict[str, Tuple[str, str, str]] = {}
+
+
+def register_dataset(
+    name: str, evaluator_type: str, json_file: PathLike, image_root: PathLike, loader: Loader, replace: bool = False
+) -> bool:
+    """Register a data set under a name; the same data set under the same name again is no error.
+
+    Args:
+        name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        evaluator_type: "lvis" or "coco".
+        json_file: the annotations.
+        image_root: the image folder.
+        loader: called with the json, the image folder and the name when the data set is needed.
+        replace: take the place of what another program registered under the name.
+
+    Returns:
+        Whether the data set is new.
+
+    Raises:
+        InputError: if the name stands for another data set.
+    """
+    wanted = (evaluator_type, str(json_file), str(image_root))
+    if name in DatasetCatalog:
+        if _REGISTERED.get(name) == wanted:
+            return False
+        if not replace:
+            there = " in {1} with images in {2}".format(*_REGISTERED[name]) if name in _REGISTERED else ""
+            raise InputError(
+                f"The data set name {name!r} is already registered for another data set{there}; "
+                f"choose another name for {json_file} with images in {image_root}."
+            )
+        DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: loader(str(json_file), str(image_root), name))
+    _REGISTERED[name] = wanted
+    set_metadata(name, json_file=str(json_file), image_root=str(image_root), evaluator_type=evaluator_type)
+    return True
+
+
+def open_table(json_file: PathLike) -> AnnotationTable:
+    """Return the images of a json; ``json_file`` may be anything that Detectron2's ``PathManager`` resolves."""
+    return load_table(PathManager.get_local_path(str(json_file)))
+
+
+def set_table_metadata(name: str, table: AnnotationTable) -> None:
+    """Set what a json says of its categories as the metadata of a data set."""
+    set_metadata(
+        name,
+        thing_classes=table.class_names,
+        thing_dataset_id_to_contiguous_id=table.contiguous_ids,
+        frequency_groups=list(table.frequency.groups),
+        has_annotations=table.header.has_annotations,
+    )
+
+
+def set_metadata(name: str, **values: Any) -> None:
+    """Set metadata, also where another value is set: ``MetadataCatalog`` itself refuses to change one."""
+    metadata = MetadataCatalog.get(name)
+    for key, value in values.items():
+        metadata.__dict__.pop(key, None)
+        setattr(metadata, key, value)
