@@ -28,6 +28,17 @@ from eql_d2.losses import ClassifierLoss
 logger = logging.getLogger("detectron2.eql_d2")
 
 
+class CPUAutocastTrainer(SimpleTrainer):
+    """``SimpleTrainer`` under bfloat16 autocast, for ``SOLVER.AMP.ENABLED`` on a CPU.
+
+    Detectron2's ``AMPTrainer`` refuses CPUs. bfloat16 has the range of float32, so no gradient scaler is needed.
+    """
+
+    def run_step(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            super().run_step()
+
+
 class Trainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with this package's loaders, evaluators and checkpoints.
 
@@ -46,7 +57,8 @@ class Trainer(DefaultTrainer):
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
         ddp_arguments = {} if on_gpu else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_arguments)
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        autocast = AMPTrainer if on_gpu else CPUAutocastTrainer
+        step = autocast if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = step(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))

@@ -1,0 +1,1 @@
+"""Running several trainings and putting what they measured side by side."""

@@ -1,0 +1,115 @@
+"""Running trainings in processes of their own, several at a time, with one progress line for all."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence
+
+from eql_d2.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN_NET = ROOT / "tools" / "train_net.py"
+
+
+@dataclass
+class Job:
+    """One run of tools/train_net.py.
+
+    Attributes:
+        name: how tables and progress lines call it.
+        config_file: its config.
+        output_dir: its ``OUTPUT_DIR``; ``log.txt``, ``console.txt``, ``metrics.json`` and ``results.json`` end up there.
+        opts: config overrides, alternating keys and values.
+        environment: variables added to this process's own.
+    """
+
+    name: str
+    config_file: Path
+    output_dir: Path
+    opts: Sequence[str] = ()
+    environment: Dict[str, str] = field(default_factory=dict)
+
+    def command(self) -> List[str]:
+        """The command line, as a list; it resumes from the last checkpoint if there is one."""
+        arguments = ["--config-file", str(self.config_file), "--resume", "OUTPUT_DIR", str(self.output_dir)]
+        return [sys.executable, str(TRAIN_NET), *arguments, *map(str, self.opts)]
+
+    @property
+    def results(self) -> Optional[Dict]:
+        """What ``results.json`` holds, ``None`` while there is none."""
+        path = self.output_dir / "results.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def progress(self) -> Optional[Dict]:
+        """The last line of ``metrics.json`` that training wrote, ``None`` before the first."""
+        path = self.output_dir / "metrics.json"
+        if not path.is_file():
+            return None
+        lines = [line for line in path.read_text().splitlines() if "total_loss" in line]
+        return json.loads(lines[-1]) if lines else None
+
+
+def run_jobs(
+    jobs: Sequence[Job], parallel: int = 1, report: Callable[[str], None] = print, period: float = 15.0
+) -> None:
+    """Run every job that has no ``results.json`` yet, ``parallel`` at a time, each on its share of the cores.
+
+    Args:
+        jobs: what to run.
+        parallel: how many processes at a time.
+        report: called with a progress line every ``period`` seconds.
+        period: seconds.
+
+    Raises:
+        InputError: if a job fails; the message holds its last words and the path of its log. The others run to their
+            end first.
+    """
+    waiting = [job for job in jobs if job.results is None]
+    running: Dict[subprocess.Popen, Job] = {}
+    failed: List[str] = []
+    threads = max(1, (os.cpu_count() or 1) // max(1, min(parallel, len(waiting) or 1)))
+    last_report = time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                job = waiting.pop(0)
+                running[_start(job, threads)] = job
+            for process in [p for p in running if p.poll() is not None]:
+                job = running.pop(process)
+                if process.returncode or job.results is None:
+                    failed.append(_last_words(job))
+            if running and time.monotonic() - last_report >= period:
+                report(" | ".join(_progress_line(job) for job in running.values()))
+                last_report = time.monotonic()
+            time.sleep(0.2)
+    finally:
+        for process in running:
+            process.terminate()
+    if failed:
+        raise InputError("; ".join(failed))
+
+
+def _start(job: Job, threads: int) -> subprocess.Popen:
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **job.environment}
+    with open(job.output_dir / "console.txt", "ab") as console:
+        return subprocess.Popen(job.command(), stdout=console, stderr=subprocess.STDOUT, env=environment)
+
+
+def _progress_line(job: Job) -> str:
+    metrics = job.progress()
+    if metrics is None:
+        return f"{job.name}: starting"
+    eta = f", {metrics['eta_seconds']:.0f} s left" if "eta_seconds" in metrics else ""
+    return f"{job.name}: iteration {metrics['iteration'] + 1}, loss {metrics['total_loss']:.2f}{eta}"
+
+
+def _last_words(job: Job) -> str:
+    console = job.output_dir / "console.txt"
+    lines = [line for line in console.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return f"{job.name} failed: {(errors or lines or ['it said nothing'])[-1]} (all of it in {console})"

@@ -1,0 +1,25 @@
+#!/usr/bin/env python
+"""Train sigmoid cross-entropy and EQL on the generated data set and print one table; what `make demo` runs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from eql_d2.errors import InputError
+from eql_d2.experiments.demo import run_demo
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder for runs, table and picture")
+    parser.add_argument("--data", type=Path, default=Path("datasets/mini"), help="the data set; generated if absent")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides for both methods: KEY VALUE ...")
+    args = parser.parse_args()
+    try:
+        run_demo(args.output, args.data, args.opts)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
