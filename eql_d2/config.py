@@ -25,6 +25,7 @@ def add_eql_config(cfg: CN) -> None:
     node.EVALUATOR = "auto"
 
     _add_loss_settings(node)
+    _add_calibration_settings(node)
 
 
 def _add_loss_settings(node: CN) -> None:
@@ -53,6 +54,151 @@ def _add_loss_settings(node: CN) -> None:
     node.EQL.IMAGE_LEVEL_EXEMPTION = True
     # Probability of each class before training.
     node.EQL.PRIOR = 0.001
+
+    node.EQL_V2 = CN()
+    # Slope of f(g) = sigmoid(gamma (g - mu)), which maps a class's gradient ratio g to the weight of its negatives.
+    node.EQL_V2.GAMMA = 12.0
+    # Gradient ratio at which f is one half.
+    node.EQL_V2.MU = 0.8
+    # How much more the positives of a class with gradient ratio 0 weigh.
+    node.EQL_V2.ALPHA = 4.0
+    # Train the extra, category-agnostic column.
+    node.EQL_V2.CATEGORY_AGNOSTIC = True
+    # Multiply the scores by one minus the probability of the extra column.
+    node.EQL_V2.CATEGORY_AGNOSTIC_TEST = True
+    # Probability of each column before training.
+    node.EQL_V2.PRIOR = 0.001
+
+    node.SOFTMAX_EQL = CN()
+    # Exponent of the accumulated positive gradient that scales each class in the softmax.
+    node.SOFTMAX_EQL.PI = 1.0
+    # "v1" (the paper) or "v2" (the authors' code has it too).
+    node.SOFTMAX_EQL.FORM = "v1"
+    # A background column (detection), or none (plain classification).
+    node.SOFTMAX_EQL.BACKGROUND = True
+
+    node.SEQL = CN()
+    # Frequency threshold: a class in less than this share of all training images is tail (strict).
+    node.SEQL.LAMBDA = 1.76e-3
+    # Probability that a tail class is left out of the softmax of another class's region.
+    node.SEQL.GAMMA = 0.95
+    # Background regions leave no class out.
+    node.SEQL.EXCLUDE_BACKGROUND = True
+    # A background column (detection), or none (plain classification).
+    node.SEQL.BACKGROUND = True
+    # Seed of the random draws.
+    node.SEQL.SEED = 0
+
+    node.ACSL = CN()
+    # Probability from which a class is discouraged by a region of another class.
+    node.ACSL.XI = 0.7
+    # Background regions discourage by the three shares below (the released code). False: by XI, as in the formula.
+    node.ACSL.SAMPLE_BACKGROUND = True
+    # Share of the background regions, drawn at random, that discourage rare classes.
+    node.ACSL.RARE_SHARE = 0.01
+    # The same for common classes.
+    node.ACSL.COMMON_SHARE = 0.1
+    # The same for frequent classes.
+    node.ACSL.FREQUENT_SHARE = 1.0
+    # Probability of each column before training.
+    node.ACSL.PRIOR = 0.01
+    # Seed of the random draws.
+    node.ACSL.SEED = 0
+
+    node.BAGS = CN()
+    # Training instance counts at which a new group of classes begins.
+    node.BAGS.GROUP_BOUNDS = (10, 100, 1000)
+    # Regions of other classes that a group keeps for each region of its own, at random.
+    node.BAGS.BETA = 8.0
+    # Seed of the random draws.
+    node.BAGS.SEED = 0
+
+    node.EFL = CN()
+    # Focusing parameter of a class whose gradients are balanced.
+    node.EFL.GAMMA_B = 2.0
+    # Focusing parameter that a class with gradient ratio 0 has on top.
+    node.EFL.SCALE = 8.0
+    # Weight of positives; negatives have one minus this.
+    node.EFL.ALPHA = 0.25
+    # Probability of each class before training.
+    node.EFL.PRIOR = 0.001
+
+    node.CLASS_BALANCED = CN()
+    # Weights are (1 - beta) / (1 - beta^instances), divided by their mean.
+    node.CLASS_BALANCED.BETA = 0.999
+    # Least weight of a class; 0 for no bound.
+    node.CLASS_BALANCED.MIN_WEIGHT = 0.1
+    # Largest weight of a class; .inf for no bound.
+    node.CLASS_BALANCED.MAX_WEIGHT = 5.0
+
+    node.INVERSE_FREQUENCY = CN()
+    # Weights are instances^-power, divided by their mean; 0.5 for the square root.
+    node.INVERSE_FREQUENCY.POWER = 1.0
+    # Least weight of a class; 0 for no bound.
+    node.INVERSE_FREQUENCY.MIN_WEIGHT = 0.1
+    # Largest weight of a class; .inf for no bound.
+    node.INVERSE_FREQUENCY.MAX_WEIGHT = 5.0
+
+    node.FOCAL = CN()
+    # Focusing parameter.
+    node.FOCAL.GAMMA = 2.0
+    # Weight of positives; negatives have one minus this.
+    node.FOCAL.ALPHA = 0.25
+    # Probability of each class before training.
+    node.FOCAL.PRIOR = 0.01
+
+    node.SEESAW = CN()
+    # Exponent of the mitigation factor (class counts).
+    node.SEESAW.P = 0.8
+    # Exponent of the compensation factor (mistakes).
+    node.SEESAW.Q = 2.0
+    # Least probability of the right class in the compensation factor.
+    node.SEESAW.EPS = 0.01
+
+    node.FEDERATED = CN()
+    # Classes that take part in a step, at least.
+    node.FEDERATED.NUM_SAMPLED_CLASSES = 50
+    # Classes are drawn in proportion to their image count to this power.
+    node.FEDERATED.FREQUENCY_POWER = 0.5
+    # Probability of each class before training.
+    node.FEDERATED.PRIOR = 0.01
+    # Seed of the random draws.
+    node.FEDERATED.SEED = 0
+
+    node.DROPLOSS = CN()
+    # Frequency threshold: a class in less than this share of all training images is tail (strict).
+    node.DROPLOSS.LAMBDA = 1.76e-3
+    # Probability of each class before training.
+    node.DROPLOSS.PRIOR = 0.001
+    # Seed of the random draws.
+    node.DROPLOSS.SEED = 0
+
+    node.BALANCED_SOFTMAX = CN()
+    # Strength of the adjustment tau log(instances): 1 is balanced softmax, 0 is softmax.
+    node.BALANCED_SOFTMAX.TAU = 1.0
+    # A background column (detection), or none (plain classification).
+    node.BALANCED_SOFTMAX.BACKGROUND = True
+
+    node.ECM = CN()
+    # Background regions for each foreground region.
+    node.ECM.BACKGROUND_RATIO = 6.3313
+    # Probability of each column before training.
+    node.ECM.PRIOR = 0.001
+
+
+def _add_calibration_settings(node: CN) -> None:
+    """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""
+    node.CALIBRATION = CN()
+    # A name in CALIBRATION_REGISTRY ("NORCAL", "LOGN"), or "" for none. Its settings are in the node of the same name.
+    node.CALIBRATION.NAME = ""
+
+    node.CALIBRATION.NORCAL = CN()
+    # Scores of a class are divided by its image count to this power; to be tuned on held-out data, 0 is off.
+    node.CALIBRATION.NORCAL.GAMMA = 0.6
+
+    node.CALIBRATION.LOGN = CN()
+    # File with the mean and standard deviation of each logit over a data set, written by LogitStatistics.save.
+    node.CALIBRATION.LOGN.STATISTICS = ""
 
 
 def get_cfg() -> CN:

@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.frequency import GROUPS, CategoryFrequency
 from eql_d2.errors import InputError
 
 Categories = Union[int, CategoryFrequency]
+
+#: What logs call LVIS's letters r, c and f.
+GROUP_NAMES = ("rare", "common", "frequent")
 
 
 class ClassifierLoss(nn.Module):
@@ -31,6 +34,8 @@ class ClassifierLoss(nn.Module):
     name = ""
     #: Whether the loss cannot be built from the number of classes alone.
     needs_frequency = False
+    #: Whether each row of the scores, background included, sums to one.
+    scores_sum_to_one = False
 
     def __init__(self, categories: Categories):
         super().__init__()
@@ -45,6 +50,12 @@ class ClassifierLoss(nn.Module):
             self.num_classes = int(categories)
         if self.num_classes < 1:
             raise InputError(f"The number of classes is {self.num_classes}; it must be at least 1.")
+        groups = categories.groups if isinstance(categories, CategoryFrequency) else None
+        self._group_sizes = [list(groups or ()).count(letter) for letter in GROUPS]
+        # int64 [K + 1]: 0 rare, 1 common, 2 frequent, 3 background. It follows from the data set, so no checkpoint.
+        indices = None if groups is None else torch.tensor([*map(GROUPS.index, groups), len(GROUPS)])
+        self.register_buffer("group_of_class", indices, persistent=False)
+        self._gt_classes: Optional[Tensor] = None
 
     @property
     def num_logits(self) -> int:
@@ -80,7 +91,9 @@ class ClassifierLoss(nn.Module):
             )
         if verified is not None and verified.shape != (num_regions, self.num_classes):
             raise ValueError(f"verified must be [{num_regions}, {self.num_classes}], not {list(verified.shape)}.")
-        return self.loss(widen(logits), gt_classes, verified)
+        self._gt_classes = gt_classes
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.loss(widen(logits), gt_classes, verified)
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Union[Tensor, Dict[str, Tensor]]:
         """Compute the loss; arguments as in :meth:`forward`, checked, with logits in float32 or float64."""
@@ -96,6 +109,32 @@ class ClassifierLoss(nn.Module):
             Float32 (float64 for float64 logits) ``[R, K + 1]``; column K is background. Rows need not sum to one.
         """
         raise NotImplementedError
+
+    def statistics(self) -> Dict[str, Tensor]:
+        """Return what a training log may show of the last :meth:`forward`: named scalars, detached, on the device.
+
+        Nothing is computed until this is called. The number of regions of each group, for losses built from a
+        CategoryFrequency; methods add ``negative_weight/<group>`` and ``gradient_ratio/<group>`` where they have them.
+        Empty before the first forward.
+        """
+        if self._gt_classes is None or self.group_of_class is None:
+            return {}
+        counts = torch.zeros(len(GROUP_NAMES) + 1, device=self._gt_classes.device)
+        groups = self.group_of_class[self._gt_classes]
+        counts.index_add_(0, groups, torch.ones_like(groups, dtype=counts.dtype))
+        return {f"num_regions/{name}": count for name, count in zip((*GROUP_NAMES, "background"), counts)}
+
+    def group_means(self, name: str, values: Tensor) -> Dict[str, Tensor]:
+        """Return the mean of ``values [K]`` over the rare, common and frequent classes as ``<name>/<group>``.
+
+        Groups without a class are left out; empty if the loss was built without a CategoryFrequency.
+        """
+        if self.group_of_class is None:
+            return {}
+        groups = self.group_of_class[: self.num_classes]
+        sums = torch.zeros(len(GROUP_NAMES), dtype=values.dtype, device=values.device).index_add_(0, groups, values)
+        sizes = zip(GROUP_NAMES, self._group_sizes)
+        return {f"{name}/{group}": sums[i] / size for i, (group, size) in enumerate(sizes) if size}
 
     def settings(self) -> Dict[str, Any]:
         """Return the constructor arguments, the categories left out, as they were given."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
-from eql_d2.losses.base import one_hot_targets, sigmoid_cross_entropy
+from eql_d2.losses.base import mean_over_regions
+from eql_d2.losses.functional import weighted_sigmoid_cross_entropy
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.sigmoid import SigmoidLoss
 
@@ -97,21 +98,31 @@ class EqualizationLoss(SigmoidLoss):
             "tail_ratio": self._tail_ratio,
         }
 
-    def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
-        targets = one_hot_targets(gt_classes, logits)
-        return sigmoid_cross_entropy(logits, targets, self.weights(targets, gt_classes, verified))
+    def statistics(self) -> Dict[str, Tensor]:
+        statistics = super().statistics()
+        if statistics:
+            foreground = (self._gt_classes < self.num_classes).float()
+            spared = foreground.mean() if self.exclude_background else torch.ones_like(foreground).mean()
+            statistics.update(self.group_means("negative_weight", 1 - spared * self.tail_weight))
+        return statistics
 
-    def weights(self, targets: Tensor, gt_classes: Tensor, verified: Optional[Tensor] = None) -> Tensor:
-        """Return w of equation 7, ``[R, K]``.
+    def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
+        with torch.no_grad():
+            weight = self.negative_weight(gt_classes, logits, verified)
+        return mean_over_regions(weighted_sigmoid_cross_entropy(logits, gt_classes, weight).total, len(logits))
+
+    def negative_weight(self, gt_classes: Tensor, like: Tensor, verified: Optional[Tensor] = None) -> Tensor:
+        """Return w of equation 7 where y = 0, ``[R, K]``; where y = 1, w is 1 whatever is returned here.
 
         Args:
-            targets: one-hot ``[R, K]``, zero rows for background.
             gt_classes: int64 ``[R]``.
+            like: gives the dtype.
             verified: bool ``[R, K]`` or ``None``.
         """
-        ignored = self.tail_weight.to(targets.dtype) * (1 - targets)
+        spared = torch.ones_like(gt_classes, dtype=like.dtype)
         if self.exclude_background:
-            ignored *= (gt_classes < self.num_classes).unsqueeze(1)
+            spared *= gt_classes < self.num_classes
+        weight = torch.outer(spared, -self.tail_weight.to(like.dtype)).add_(1)
         if verified is not None and self.image_level_exemption:
-            ignored.masked_fill_(verified, 0)
-        return 1 - ignored
+            weight.masked_fill_(verified, 1)
+        return weight

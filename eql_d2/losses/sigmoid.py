@@ -9,11 +9,11 @@ from eql_d2.losses.base import (
     Categories,
     ClassifierLoss,
     append_background,
-    one_hot_targets,
-    sigmoid_cross_entropy,
+    mean_over_regions,
     sigmoid_prior_bias,
     widen,
 )
+from eql_d2.losses.functional import weighted_sigmoid_cross_entropy
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 
 
@@ -41,7 +41,7 @@ class SigmoidLoss(ClassifierLoss):
         return sigmoid_prior_bias(self.num_logits, self.prior)
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
-        return sigmoid_cross_entropy(logits, one_hot_targets(gt_classes, logits))
+        return mean_over_regions(weighted_sigmoid_cross_entropy(logits, gt_classes).total, len(logits))
 
     def scores(self, logits: Tensor) -> Tensor:
         return append_background(torch.sigmoid(widen(logits)))

@@ -1,0 +1,74 @@
+"""DropLoss: background regions discourage tail classes only as often as those are seen in the batch."""
+
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor
+
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.losses.base import append_background, mean_over_regions, sigmoid_prior_bias, widen
+from eql_d2.losses.functional import random_mask, weighted_sigmoid_cross_entropy
+from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
+from eql_d2.losses.state import RandomLoss
+
+
+@CLASSIFIER_LOSS_REGISTRY.register("DROPLOSS")
+class DropLoss(RandomLoss):
+    """DropLoss (Hsieh et al., arXiv 2104.06402).
+
+    EQL in which background regions, too, spare tail classes, at random: the negative of a tail class on a background
+    region is kept with the probability that a foreground region of the batch is of a tail class, drawn for each region
+    and class as in the authors' code. Foreground regions never discourage a tail class. Where the batch has no
+    foreground region, background keeps all its negatives (also as in the authors' code).
+
+    Logits: K classes, no background column.
+
+    Args:
+        frequency: counts of the training set.
+        lambda_: frequency threshold; classes in less than this share of the images are tail.
+        prior: probability of each class before training.
+        seed: of the random draws.
+    """
+
+    needs_frequency = True
+
+    def __init__(self, frequency: CategoryFrequency, lambda_: float = 1.76e-3, prior: float = 0.001, seed: int = 0):
+        super().__init__(frequency, seed)
+        self.lambda_, self.prior = lambda_, prior
+        # One more entry, for background, so that labels can look it up.
+        tail = torch.cat([frequency.tail_mask(lambda_).float(), torch.zeros(1)])
+        self.register_buffer("tail", tail, persistent=False)
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_classes
+
+    def initial_bias(self) -> Tensor:
+        return sigmoid_prior_bias(self.num_logits, self.prior)
+
+    def kept_share(self, gt_classes: Tensor) -> Tensor:
+        """Return the share of tail classes among the foreground regions, a scalar; 1 if there is no such region."""
+        num_foreground = (gt_classes < self.num_classes).sum()
+        share = self.tail[gt_classes].sum() / num_foreground.clamp(min=1)
+        return torch.where(num_foreground > 0, share, torch.ones_like(share))
+
+    def statistics(self) -> Dict[str, Tensor]:
+        statistics = super().statistics()
+        if statistics:
+            background = (self._gt_classes == self.num_classes).float().mean()
+            spared = 1 - background * self.kept_share(self._gt_classes)
+            statistics.update(self.group_means("negative_weight", 1 - spared * self.tail[:-1]))
+        return statistics
+
+    def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
+        generator = self.next_generator(logits.device)
+        with torch.no_grad():
+            kept = random_mask(*logits.shape, self.kept_share(gt_classes), logits, generator)
+            kept.mul_((gt_classes == self.num_classes).to(logits.dtype).unsqueeze(1))
+            # Tail classes: what was drawn; other classes: 1.
+            tail = self.tail[:-1].to(logits.dtype)
+            weight = kept.mul_(tail).add_(1 - tail)
+        return mean_over_regions(weighted_sigmoid_cross_entropy(logits, gt_classes, weight).total, len(logits))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return append_background(torch.sigmoid(widen(logits)))

@@ -1,0 +1,224 @@
+"""Fused losses: the value and its closed-form gradient in a few passes over ``[R, C]``, without dense targets.
+
+Plain autograd would keep one ``[R, C]`` tensor for each operation of a weighted loss. Here the gradient is written
+down, computed beside the value, and handed to autograd by :func:`attach_gradient`. Weights are constants: no gradient
+flows into them.
+"""
+
+from typing import NamedTuple, Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class LossTerms(NamedTuple):
+    """A loss summed over regions and columns, and what its gradient adds up to in each column.
+
+    Attributes:
+        total: scalar with a gradient.
+        positive: ``[C]``, sum over regions of the absolute gradient at their own class; ``None`` unless asked for.
+        negative: ``[C]``, sum over regions of the absolute gradient at the other classes; ``None`` unless asked for.
+    """
+
+    total: Tensor
+    positive: Optional[Tensor] = None
+    negative: Optional[Tensor] = None
+
+
+class _AttachGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output, None, None
+
+
+def attach_gradient(logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """Return ``value`` as a function of ``logits`` whose derivative is ``gradient``.
+
+    Args:
+        logits: ``[R, C]``, may require a gradient.
+        value: scalar without a gradient.
+        gradient: ``[R, C]``, d value / d logits. Must not be changed afterwards.
+    """
+    return _AttachGradient.apply(logits, value, gradient)
+
+
+def target_index(gt_classes: Tensor, num_columns: int) -> Tuple[Tensor, Tensor]:
+    """Return the target column of each region, ``[R, 1]``, and whether it has one, bool ``[R, 1]``.
+
+    A label without a column (background, where the loss has none) points at the last column; callers leave that entry
+    as it is. So nothing is indexed by a mask, which would make the host wait for the device.
+    """
+    index = gt_classes.unsqueeze(1)
+    return index.clamp(max=num_columns - 1), index < num_columns
+
+
+def _replace_targets(matrix: Tensor, index: Tensor, inside: Tensor, values: Union[Tensor, float]) -> None:
+    """Write ``values [R, 1]`` into ``matrix [R, C]`` at the target columns, in place, where the region has one."""
+    matrix.scatter_(1, index, torch.where(inside, values, matrix.gather(1, index)))
+
+
+def _column_sums(gradient: Tensor, index: Tensor, inside: Tensor, at_target: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the absolute gradients of each column over its positive and its negative regions, ``[C]`` each.
+
+    Args:
+        gradient: ``[R, C]`` of the negatives; changed in place: zero at the targets.
+        index: int64 ``[R, 1]`` and
+        inside: bool ``[R, 1]``, of :func:`target_index`.
+        at_target: ``[R, 1]``, the (negative) gradient at the target.
+    """
+    _replace_targets(gradient, index, inside, 0.0)
+    negative = gradient.sum(0)
+    positive = torch.zeros_like(negative)
+    positive.index_add_(0, index.squeeze(1), (-at_target * inside).squeeze(1))
+    return positive, negative
+
+
+def _finish(
+    logits: Tensor, loss: Tensor, gradient: Tensor, targets: Tuple[Tensor, Tensor, Tensor, Tensor], with_sums: bool
+) -> LossTerms:
+    """Put the target entries into ``loss`` and ``gradient`` of the negatives, and sum up.
+
+    Args:
+        logits: ``[R, C]``.
+        loss: ``[R, C]`` loss of each entry as a negative; changed in place.
+        gradient: ``[R, C]`` its gradient; changed in place.
+        targets: index, inside, loss and gradient of the target entries, ``[R, 1]`` each.
+        with_sums: also return the column sums of the gradient.
+    """
+    index, inside, target_loss, target_gradient = targets
+    _replace_targets(loss, index, inside, target_loss)
+    sums = _column_sums(gradient, index, inside, target_gradient) if with_sums else (None, None)
+    _replace_targets(gradient, index, inside, target_gradient)
+    return LossTerms(attach_gradient(logits, loss.sum(), gradient), *sums)
+
+
+def weighted_sigmoid_cross_entropy(
+    logits: Tensor,
+    gt_classes: Tensor,
+    negative_weight: Optional[Tensor] = None,
+    positive_weight: Optional[Tensor] = None,
+    with_sums: bool = False,
+) -> LossTerms:
+    """Sum of ``w_neg (1 - y) softplus(z) + w_pos y softplus(-z)`` over regions and columns.
+
+    Args:
+        logits: float32 or float64 ``[R, C]``.
+        gt_classes: int64 ``[R]``; a label of C or more is the positive of no column.
+        negative_weight: ``[C]`` or ``[R, C]``; 1 if not given. At targets it is not looked at.
+        positive_weight: ``[C]``; 1 if not given.
+        with_sums: also return the column sums of the weighted gradient.
+    """
+    with torch.no_grad():
+        index, inside = target_index(gt_classes, logits.shape[1])
+        at_target = logits.gather(1, index)
+        weight = 1 if positive_weight is None else positive_weight.to(logits.dtype)[index]
+        loss, gradient = F.softplus(logits), torch.sigmoid(logits)
+        if negative_weight is not None:
+            negative_weight = negative_weight.to(logits.dtype)
+            loss.mul_(negative_weight)
+            gradient.mul_(negative_weight)
+        targets = (index, inside, weight * F.softplus(-at_target), -weight * torch.sigmoid(-at_target))
+    return _finish(logits, loss, gradient, targets, with_sums)
+
+
+def focal_cross_entropy(
+    logits: Tensor,
+    gt_classes: Tensor,
+    gamma: Union[float, Tensor],
+    alpha: float,
+    weight: Optional[Tensor] = None,
+    with_sums: bool = False,
+) -> LossTerms:
+    """Sum of ``-w alpha_t (1 - p_t)^gamma log(p_t)`` over regions and columns (focal loss, arXiv 1708.02002).
+
+    Args:
+        logits: float32 or float64 ``[R, C]``.
+        gt_classes: int64 ``[R]``; a label of C or more is the positive of no column.
+        gamma: focusing parameter, one for all or one for each column ``[C]``.
+        alpha: weight of positives; negatives have ``1 - alpha``.
+        weight: ``[C]`` weight of each column; 1 if not given.
+        with_sums: also return the column sums of the gradient.
+    """
+    with torch.no_grad():
+        index, inside = target_index(gt_classes, logits.shape[1])
+        probability = torch.sigmoid(logits)
+        # d/dz of p^g softplus(z) is p^g (g (1 - p) softplus(z) + p).
+        loss = F.softplus(logits)
+        gradient = (1 - probability).mul_(loss).mul_(gamma).add_(probability)
+        modulation = probability.pow_(gamma).mul_(1 - alpha if weight is None else (1 - alpha) * weight)
+        loss.mul_(modulation)
+        gradient.mul_(modulation)
+        targets = (index, inside, *_focal_targets(logits.gather(1, index), index, gamma, alpha, weight))
+    return _finish(logits, loss, gradient, targets, with_sums)
+
+
+def _focal_targets(
+    logits: Tensor, index: Tensor, gamma: Union[float, Tensor], alpha: float, weight: Optional[Tensor]
+) -> Tuple[Tensor, Tensor]:
+    """Return loss and gradient of the target entries ``[R, 1]``; arguments as in :func:`focal_cross_entropy`."""
+    gamma = gamma[index] if isinstance(gamma, Tensor) else gamma
+    missing, loss = torch.sigmoid(-logits), F.softplus(-logits)
+    modulation = missing.pow(gamma) * (alpha if weight is None else alpha * weight[index])
+    return modulation * loss, -modulation * (gamma * torch.sigmoid(logits) * loss + missing)
+
+
+def softmax_cross_entropy(
+    logits: Tensor,
+    gt_classes: Tensor,
+    adjustment: Optional[Tensor] = None,
+    region_weight: Optional[Tensor] = None,
+    with_sums: bool = False,
+) -> LossTerms:
+    """Sum over regions of ``-w_r log softmax(z + adjustment)`` at the region's class.
+
+    Args:
+        logits: float32 or float64 ``[R, C]``.
+        gt_classes: int64 ``[R]``; a region with a label of C or more gives no loss.
+        adjustment: ``[C]`` or ``[R, C]``, added to the logits; taken as a constant.
+        region_weight: ``[R]``; 1 if not given.
+        with_sums: also return the column sums of the weighted gradient.
+    """
+    with torch.no_grad():
+        index, inside = target_index(gt_classes, logits.shape[1])
+        adjusted = logits if adjustment is None else logits + adjustment.to(logits.dtype)
+        log_probability = F.log_softmax(adjusted, dim=1)
+        del adjusted
+        weight = inside.to(logits.dtype)
+        if region_weight is not None:
+            weight = weight * region_weight.to(logits.dtype).unsqueeze(1)
+        at_target = log_probability.gather(1, index)
+        total = -(weight * at_target).sum()
+        # The log-probabilities are not needed any more: their memory becomes the gradient.
+        gradient = log_probability.exp_().mul_(weight)
+        target_gradient = weight * torch.expm1(at_target)
+        sums = _column_sums(gradient, index, inside, target_gradient) if with_sums else (None, None)
+        _replace_targets(gradient, index, inside, target_gradient)
+    return LossTerms(attach_gradient(logits, total, gradient), *sums)
+
+
+def random_mask(num_rows: int, num_columns: int, probability: Union[float, Tensor], like: Tensor, generator) -> Tensor:
+    """Return ``[num_rows, num_columns]`` of independent zeros and ones, a one with ``probability`` (to 2^-16).
+
+    Four entries share one 64-bit random number: a quarter of the cost of ``torch.rand``, which would dominate the loss.
+
+    Args:
+        num_rows: R.
+        num_columns: C.
+        probability: of a one; a float or a scalar tensor.
+        like: gives dtype and device.
+        generator: of that device.
+    """
+    words = torch.empty(num_rows, (num_columns + 3) // 4, dtype=torch.int64, device=like.device)
+    # From the least int64 on, without an end: all 64 bits are random.
+    words.random_(-(2**63), None, generator=generator)
+    uniform = words.view(torch.int16)[:, :num_columns].to(like.dtype)
+    return uniform.lt_(probability * 2.0**16 - 2.0**15)

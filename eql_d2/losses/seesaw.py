@@ -1,0 +1,90 @@
+"""Seesaw loss: mitigation by class counts and compensation by mistakes, beside a separate objectness."""
+
+import math
+from typing import Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eql_d2.losses.base import Categories, append_background, mean_over_regions, widen
+from eql_d2.losses.functional import softmax_cross_entropy
+from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
+from eql_d2.losses.state import StatefulLoss
+
+
+@CLASSIFIER_LOSS_REGISTRY.register("SEESAW")
+class SeesawLoss(StatefulLoss):
+    """Seesaw loss (Wang et al., arXiv 2008.10032), with the separate objectness of its detectors.
+
+    Softmax cross-entropy over the K classes in which the negative class j of a region of class i is scaled by
+    ``M_ij C_ij``: ``M_ij = min(1, N_j / N_i)^p`` with N the number of regions of each class so far (this step
+    included), and ``C_ij = max(1, p_j / p_i)^q`` with the region's own probabilities, which are constants to the
+    gradient. Only foreground regions count; the sum is divided by the number of all regions. A softmax over two more
+    columns tells foreground from background. The loss is the sum of both.
+
+    N is summed over all ranks (mmdetection counts each process on its own). At test a class's score is its probability
+    times that of foreground.
+
+    Logits: K classes, then foreground, then background.
+
+    Args:
+        categories: number of classes K, or a CategoryFrequency (only its groups are used, for the log; the counts are
+            those of the regions seen).
+        p: exponent of the mitigation factor.
+        q: exponent of the compensation factor.
+        eps: least p_i in the compensation factor, as in mmdetection.
+    """
+
+    scores_sum_to_one = True
+
+    def __init__(self, categories: Categories, p: float = 0.8, q: float = 2.0, eps: float = 0.01):
+        super().__init__(categories)
+        self.p, self.q, self.eps = p, q, eps
+        self.register_sum("num_seen", self.num_classes)
+        self._parts: Optional[Tuple[Tensor, Tensor]] = None
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_classes + 2
+
+    def statistics(self) -> Dict[str, Tensor]:
+        statistics = super().statistics()
+        if self._parts is not None:
+            statistics["loss_classes"], statistics["loss_objectness"] = self._parts
+        return statistics
+
+    def seesaw_adjustment(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """Return ``log(M_ij C_ij)``, zero at the targets.
+
+        Args:
+            logits: ``[R, K]``.
+            gt_classes: int64 ``[R]``; rows of background have values of no use.
+        """
+        index = gt_classes.clamp(max=self.num_classes - 1).unsqueeze(1)
+        log_probability = F.log_softmax(logits, dim=1)
+        own = log_probability.gather(1, index).clamp_(min=math.log(self.eps))
+        adjustment = log_probability.sub_(own).clamp_(min=0).mul_(self.q)
+        log_seen = torch.log(self.num_seen.clamp(min=1)).to(logits.dtype)
+        adjustment.add_((log_seen - log_seen[index]).clamp_(max=0), alpha=self.p)
+        return adjustment.scatter_(1, index, 0.0)
+
+    def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
+        num_classes, num_regions = self.num_classes, len(logits)
+        classes, objectness = logits.split([num_classes, 2], dim=1)
+        counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=logits.device)
+        counts.index_add_(0, gt_classes, torch.ones_like(gt_classes, dtype=torch.float64))
+        self.accumulate(num_seen=counts[:num_classes])
+        with torch.no_grad():
+            adjustment = self.seesaw_adjustment(classes, gt_classes)
+        loss_classes = softmax_cross_entropy(classes, gt_classes, adjustment).total
+        is_background = (gt_classes == num_classes).long()
+        loss_objectness = softmax_cross_entropy(objectness, is_background).total
+        loss_classes, loss_objectness = (mean_over_regions(t, num_regions) for t in (loss_classes, loss_objectness))
+        self._parts = (loss_classes.detach(), loss_objectness.detach())
+        return loss_classes + loss_objectness
+
+    def scores(self, logits: Tensor) -> Tensor:
+        classes, objectness = widen(logits).split([self.num_classes, 2], dim=1)
+        foreground, background = F.softmax(objectness, dim=1).unbind(1)
+        return append_background(F.softmax(classes, dim=1) * foreground.unsqueeze(1), background)

@@ -1,0 +1,86 @@
+"""Softmax EQL (SEQL): tail classes are left out of the softmax of other classes' regions at random."""
+
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.losses.base import append_background, mean_over_regions, widen
+from eql_d2.losses.functional import random_mask, softmax_cross_entropy
+from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
+from eql_d2.losses.state import RandomLoss
+
+#: Added to the logits of classes that are left out. Their probability is then zero, without infinities.
+LEFT_OUT = -1e7
+
+
+@CLASSIFIER_LOSS_REGISTRY.register("SEQL")
+class SoftmaxEqualizationLossV1(RandomLoss):
+    """Softmax EQL (Tan et al., arXiv 2003.05176, equations 9 to 11), the form of EQL for image classification.
+
+    ``p_j = exp(z_j) / sum_k w_k exp(z_k)`` with ``w_k = 1 - beta T(f_k) (1 - y_k)``; beta is 1 with probability gamma,
+    drawn for each region and class (as in the authors' note on their code), T as in EQL. At test the plain softmax.
+
+    The paper has no background here. In detection (``background=True``) background is no tail class, and with
+    ``exclude_background`` its regions leave no class out: the factor E(r) of EQL.
+
+    Logits: K classes, then background unless ``background=False``.
+
+    Args:
+        frequency: counts of the training set.
+        lambda_: frequency threshold; classes in less than this share of the images are tail. The paper has 1.76e-3 on
+            LVIS, 3e-3 on CIFAR-100-LT and 4.3e-4 on ImageNet-LT.
+        gamma: probability of beta = 1 (to 2^-16); best 0.95 on CIFAR-100-LT, 0.9 on ImageNet-LT.
+        exclude_background: background regions keep discouraging tail classes.
+        background: detection (K + 1 columns) or plain classification (K, where a region labelled K gives no loss).
+        seed: of the random draws.
+    """
+
+    needs_frequency = True
+    scores_sum_to_one = True
+
+    def __init__(
+        self,
+        frequency: CategoryFrequency,
+        lambda_: float = 1.76e-3,
+        gamma: float = 0.95,
+        exclude_background: bool = True,
+        background: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__(frequency, seed)
+        self.lambda_, self.gamma = lambda_, gamma
+        self.exclude_background, self.background = exclude_background, background
+        tail = F.pad(frequency.tail_mask(lambda_).float(), (0, int(background)))
+        self.register_buffer("tail", tail, persistent=False)
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_classes + self.background
+
+    def describe(self) -> Dict[str, Any]:
+        return {**super().describe(), "num_tail_classes": int(self.tail.sum())}
+
+    def statistics(self) -> Dict[str, Tensor]:
+        statistics = super().statistics()
+        if statistics:
+            foreground = (self._gt_classes < self.num_classes).float().mean() if self.exclude_background else 1.0
+            kept = 1 - foreground * self.gamma * self.tail[: self.num_classes]
+            statistics.update(self.group_means("negative_weight", kept))
+        return statistics
+
+    def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
+        generator = self.next_generator(logits.device)
+        with torch.no_grad():
+            adjustment = random_mask(*logits.shape, self.gamma, logits, generator)
+            adjustment.mul_(LEFT_OUT * self.tail.to(logits.dtype))
+            if self.exclude_background:
+                adjustment.mul_((gt_classes < self.num_classes).to(logits.dtype).unsqueeze(1))
+            adjustment.scatter_(1, gt_classes.clamp(max=self.num_logits - 1).unsqueeze(1), 0.0)
+        return mean_over_regions(softmax_cross_entropy(logits, gt_classes, adjustment).total, len(logits))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        scores = F.softmax(widen(logits), dim=1)
+        return scores if self.background else append_background(scores)
