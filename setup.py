@@ -27,6 +27,7 @@ setup(
         "lvis",
         "opencv-python",
         "hotcoco",
+        "msgspec",
         # What Detectron2 itself imports; its wheel is installed without dependencies.
         "Pillow",
         "omegaconf>=2.1,<2.4",

@@ -40,7 +40,9 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> Any:
     if not names:
         raise InputError("DATASETS.TRAIN is empty; name at least one training set.")
     if cfg.MODEL.LOAD_PROPOSALS:
-        raise InputError("MODEL.LOAD_PROPOSALS is True; this package has no loader for precomputed proposals, set False.")
+        raise InputError(
+            "MODEL.LOAD_PROPOSALS is True, but precomputed proposals cannot be loaded here; set it to False."
+        )
     dataset = long_tail_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     check_num_classes(cfg, names)
     for name in names:
@@ -165,13 +167,13 @@ def check_num_classes(cfg: CfgNode, names: Sequence[str]) -> None:
         if found and found != expected:
             hint = " (LVIS v0.5 has 1230 categories, v1 has 1203)" if {found, expected} == {1230, 1203} else ""
             raise InputError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, but {describe_dataset(name)} has {found} categories{hint}; "
-                f"set MODEL.ROI_HEADS.NUM_CLASSES {found} or choose another data set."
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, but {describe_dataset(name)} has {found} "
+                f"categories{hint}; set MODEL.ROI_HEADS.NUM_CLASSES {found} or choose another data set."
             )
 
 
 def _load(name: str) -> Sequence[Record]:
-    """Return the records of one data set; their labels are in range and they have image-level labels if LVIS has them."""
+    """Return the records of one data set with labels in range, and with image-level labels if it is LVIS."""
     check_registered(name)
     records = DatasetCatalog.get(name)
     if isinstance(records, RecordList):

@@ -63,13 +63,13 @@ def register_from_config(cfg: CfgNode) -> None:
     otherwise it is in COCO format.
 
     Raises:
-        InputError: if an entry is no such triple, a variable is not defined, a file or folder is missing, the json is of
-            neither format, or the name stands for another data set.
+        InputError: if an entry is no such triple, a variable is not defined, a file or folder is missing, the json is
+            of neither format, or the name stands for another data set.
     """
     for entry in cfg.MODEL.LONG_TAIL.DATASETS:
         if not _is_triple(entry):
             raise InputError(
-                f"MODEL.LONG_TAIL.DATASETS has the entry {entry!r}; an entry is [name, json, image folder], three strings."
+                f"MODEL.LONG_TAIL.DATASETS has the entry {entry!r}; it must be three strings: name, json, image folder."
             )
         name = entry[0]
         json_file, image_root = (resolve_path(path, f"MODEL.LONG_TAIL.DATASETS, {name}") for path in entry[1:])

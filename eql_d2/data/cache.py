@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, List, Optional
+from typing import BinaryIO, List, Optional, Tuple
 
 import msgspec
 
@@ -152,7 +152,7 @@ def _read_cache(location: Path, checksum: str) -> Optional[AnnotationTable]:
         return None
 
 
-def _read_header(file: BinaryIO) -> "tuple[Header, int]":
+def _read_header(file: BinaryIO) -> Tuple[Header, int]:
     """Check a cache file as a whole and return its header and where the header starts.
 
     Raises:

@@ -1,7 +1,8 @@
 """What is known of registered data sets: how often each category occurs, and where its annotations are."""
 
+import difflib
 import logging
-from typing import Sequence
+from typing import List, Sequence
 
 import numpy as np
 import torch
@@ -38,7 +39,9 @@ def category_frequency(dataset_names: Sequence[str], frequency_file: PathLike = 
         frequency = _sum_frequencies(dataset_names)
         source = ", ".join(dataset_names)
     else:
-        raise InputError("DATASETS.TRAIN is empty; name a training set, or give its counts by MODEL.LONG_TAIL.FREQUENCY.")
+        raise InputError(
+            "DATASETS.TRAIN is empty; name a training set, or give its counts by MODEL.LONG_TAIL.FREQUENCY."
+        )
     _warn_of_empty_categories(frequency, source)
     return frequency
 
@@ -46,9 +49,11 @@ def category_frequency(dataset_names: Sequence[str], frequency_file: PathLike = 
 def check_registered(name: str) -> None:
     """Raise an :class:`~eql_d2.errors.InputError` unless ``name`` is a registered data set."""
     if name not in DatasetCatalog:
+        similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
+        hint = f" (did you mean {' or '.join(similar)}?)" if similar else ""
         raise InputError(
-            f"DATASETS has {name!r}, which is not registered; add [name, json, image folder] to "
-            f"MODEL.LONG_TAIL.DATASETS, or use one of {', '.join(sorted(DatasetCatalog.keys()))}."
+            f"No data set is registered as {name!r}{hint}; "
+            f"your own need an entry [name, json, image folder] in MODEL.LONG_TAIL.DATASETS."
         )
 
 
@@ -120,7 +125,9 @@ def _dataset_frequency(name: str) -> CategoryFrequency:
             f"MODEL.LONG_TAIL.FREQUENCY to the category_frequency.json that training wrote."
         ) from None
     if not table.header.has_annotations:
-        raise InputError(f"{describe_dataset(name)} has no annotations to count; name a training set in DATASETS.TRAIN.")
+        raise InputError(
+            f"{describe_dataset(name)} has no annotations to count; name a training set in DATASETS.TRAIN."
+        )
     return table.frequency
 
 
@@ -143,7 +150,7 @@ def frequency_of_records(name: str) -> CategoryFrequency:
     )
 
 
-def image_classes(records: Sequence[Record], with_crowd: bool = True) -> "list[np.ndarray]":
+def image_classes(records: Sequence[Record], with_crowd: bool = True) -> List[np.ndarray]:
     """Return the contiguous labels of each image's annotations, int ``[instances]`` each; empty if it has none."""
     if isinstance(records, RecordList):
         return list(records.classes(with_crowd))

@@ -189,7 +189,7 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: BinaryIO) 
     position = 0
     for image in sorted(content.images, key=lambda image: image.id):
         annotations = by_image[image.id]
-        record = _image_record(image)
+        record = image_record(image)
         if has_image_labels:
             record["not_exhaustive_category_ids"] = _sorted_labels(image.not_exhaustive_category_ids, labels)
         if has_annotations:
@@ -251,7 +251,8 @@ def _sorted_labels(category_ids: Optional[Iterable[int]], labels: Dict[int, int]
     return sorted({labels[category_id] for category_id in category_ids or ()})
 
 
-def _image_record(image: Image) -> Record:
+def image_record(image: Image) -> Record:
+    """Return what a json says of an image itself, the start of its record."""
     return {
         "file_name": image.file_name,
         "coco_url": image.coco_url,

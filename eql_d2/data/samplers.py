@@ -1,7 +1,7 @@
 """Samplers that Detectron2 does not have."""
 
 import itertools
-from typing import Iterator, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import torch
 from detectron2.utils import comm
@@ -45,9 +45,9 @@ class ClassAwareSampler(Sampler):
             yield next(streams[index])
 
 
-def _images_of_class(image_classes: Sequence[Sequence[int]]) -> "list[Tensor]":
+def _images_of_class(image_classes: Sequence[Sequence[int]]) -> List[Tensor]:
     """Return the images of each class that has any, in the order of the labels."""
-    images = {}
+    images: Dict[int, List[int]] = {}
     for image, classes in enumerate(image_classes):
         for label in {int(label) for label in classes}:
             images.setdefault(label, []).append(image)
