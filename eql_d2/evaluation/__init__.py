@@ -1,0 +1,30 @@
+"""Evaluation: AP of LVIS and COCO sets, streamed predictions, per-category tables.
+
+The names below are imported on first use, so that re-scoring a results file loads neither torch nor Detectron2.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eql_d2.evaluation.backends import Evaluation, evaluate_results
+    from eql_d2.evaluation.build import build_evaluator
+    from eql_d2.evaluation.evaluator import COCOEvaluator, LVISEvaluator
+    from eql_d2.evaluation.loop import evaluate
+
+_HOME = {
+    "COCOEvaluator": "evaluator",
+    "Evaluation": "backends",
+    "LVISEvaluator": "evaluator",
+    "build_evaluator": "build",
+    "evaluate": "loop",
+    "evaluate_results": "backends",
+}
+
+__all__ = ["COCOEvaluator", "Evaluation", "LVISEvaluator", "build_evaluator", "evaluate", "evaluate_results"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,61 @@
+"""From a config to the evaluator of a data set."""
+
+import hashlib
+import os
+from typing import Optional
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.errors import InputError
+from eql_d2.evaluation.evaluator import COCOEvaluator, InstanceEvaluator, LVISEvaluator
+
+_EVALUATORS = {"lvis": LVISEvaluator, "coco": COCOEvaluator}
+#: LVIS's own cap on detections per image.
+LVIS_MAX_DETECTIONS = 300
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: Optional[str] = None, frequency: Optional[CategoryFrequency] = None
+) -> InstanceEvaluator:
+    """Build the evaluator that a data set's metadata (``evaluator_type``) asks for.
+
+    Reads ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``, ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``, which is
+    also the cap of the evaluation. With ``AP_FIXED`` that cap is LVIS's 300 at most, so that a model may return more
+    for AP-fixed without changing AP.
+
+    Args:
+        cfg: with ``MODEL.LONG_TAIL``.
+        dataset_name: of a registered data set.
+        output_dir: where to write; ``OUTPUT_DIR/inference/<data set>`` by default.
+        frequency: of the training set, for groups and training counts.
+
+    Raises:
+        InputError: if the data set is of another kind.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind not in _EVALUATORS:
+        raise InputError(
+            f"The data set {dataset_name!r} has evaluator_type {kind!r}; there are evaluators for "
+            f"{' and '.join(map(repr, _EVALUATORS))}."
+        )
+    max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+    if cfg.MODEL.LONG_TAIL.AP_FIXED and kind == "lvis":
+        max_detections = min(max_detections, LVIS_MAX_DETECTIONS)
+    return _EVALUATORS[kind](
+        dataset_name,
+        output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        backend=cfg.MODEL.LONG_TAIL.EVALUATOR,
+        max_detections=max_detections,
+        frequency=frequency,
+        fixed=cfg.MODEL.LONG_TAIL.AP_FIXED,
+        fingerprint=settings_digest(cfg),
+    )
+
+
+def settings_digest(cfg: CfgNode) -> str:
+    """Return a digest of the settings that predictions depend on besides the weights."""
+    text = "\n".join(cfg[node].dump() for node in ("MODEL", "INPUT", "TEST"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,277 @@
+"""Evaluators for Detectron2 that stream predictions to disk: LVIS-format and COCO-format sets."""
+
+import json
+import logging
+import mmap
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.errors import InputError
+from eql_d2.evaluation.backends import Evaluation, choose_backend, evaluate_results
+from eql_d2.evaluation.instances import instances_to_results
+from eql_d2.evaluation.report import category_rows, format_metrics, metric_name, write_category_csv, write_category_json
+from eql_d2.evaluation.results_file import first_record
+from eql_d2.evaluation.store import PredictionStore
+
+logger = logging.getLogger("detectron2.eql_d2.evaluation")
+
+
+class InstanceEvaluator(DatasetEvaluator):
+    """Write predictions to disk as they come, then score the results file on the main process.
+
+    Each process appends to a file of its own under ``output_dir/predictions``; masks are run-length encoded at once
+    and nothing is gathered. ``output_dir`` must be one folder that all processes see. After :meth:`evaluate` it holds
+    the results file in the official submission format, box and mask in one record, and ``per_category_ap.csv`` and
+    ``.json``; ``predictions`` is then gone.
+
+    Args:
+        dataset_name: of a registered data set; its metadata gives ``json_file`` and, where set,
+            ``thing_dataset_id_to_contiguous_id``, ``frequency_groups`` and ``has_annotations``.
+        output_dir: where to write; a temporary folder, deleted at the end, if it is ``None``.
+        json_file: the annotation file, instead of the metadata's.
+        tasks: "bbox", "segm" or both. "segm" is left out with a warning if the model predicts no masks.
+        backend: "auto", "hotcoco" or "lvis", see :func:`~eql_d2.evaluation.backends.evaluate_results`.
+        max_detections: detections that count, of each image (LVIS) or of each image and class (COCO).
+        frequency: of the training set, for the groups and the training counts in the tables.
+        fixed: add AP-fixed, APr-fixed, ... (LVIS only). It uses every detection that the model returns.
+        fingerprint: says which model and settings the predictions come from. Only predictions with the same
+            fingerprint are used again when an evaluation is resumed.
+    """
+
+    protocol = ""
+    results_name = ""
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: Optional[str] = None,
+        *,
+        json_file: Optional[str] = None,
+        tasks: Sequence[str] = ("bbox", "segm"),
+        backend: str = "auto",
+        max_detections: int = 300,
+        frequency: Optional[CategoryFrequency] = None,
+        fixed: bool = False,
+        fingerprint: str = "",
+    ):
+        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self.tasks = tuple(tasks)
+        self.backend = choose_backend(backend)
+        self.max_detections = max_detections
+        self.fixed = fixed
+        self.fingerprint = fingerprint
+        self._json_file = _annotation_file(metadata, json_file)
+        given = metadata.get("has_annotations", None)
+        self._has_annotations = has_annotations(self._json_file) if given is None else bool(given)
+        ids = metadata.get("thing_dataset_id_to_contiguous_id", None) or _contiguous_ids(self._json_file)
+        self._category_ids = {contiguous: category_id for category_id, contiguous in ids.items()}
+        self._frequency = frequency
+        if frequency is not None and frequency.num_classes != len(self._category_ids):
+            raise InputError(
+                f"The training set has {frequency.num_classes} categories, but {dataset_name!r} has "
+                f"{len(self._category_ids)}; they must be the same ones."
+            )
+        self._groups = self._letters_by_id(metadata)
+        self._output_dir = output_dir
+        self._temporary: Optional[tempfile.TemporaryDirectory] = None
+        self._store: Optional[PredictionStore] = None
+        #: Image ids whose predictions an interrupted evaluation left on disk; set by :meth:`reset`.
+        self.done = frozenset()
+
+    def _letters_by_id(self, metadata) -> Dict[int, str]:
+        """Return the letter of each category id: the training set's, the metadata's, or nothing (see the json)."""
+        letters = self._frequency.groups if self._frequency is not None else metadata.get("frequency_groups", None)
+        if not letters:
+            return {}
+        return {self._category_ids[contiguous]: letter for contiguous, letter in enumerate(letters)}
+
+    def reset(self, resume: bool = False, weights: str = "") -> None:
+        """Start with no predictions, or, with ``resume``, with those that an interrupted evaluation left.
+
+        To be called on every process. Predictions of another data set, with another fingerprint or of other weights
+        are deleted, never used.
+
+        Args:
+            resume: whether to go on.
+            weights: a digest of the model's weights, see :func:`eql_d2.evaluation.loop.weights_digest`.
+        """
+        if self._store is not None:
+            self._store.close()
+        self._store = PredictionStore(Path(self._folder()) / "predictions", comm.get_rank())
+        identity = json.dumps([self.dataset_name, self.fingerprint, weights])
+        if comm.is_main_process():
+            self._store.prepare(identity, resume)
+        comm.synchronize()
+        self.done = frozenset(self._store.open(identity))
+        comm.synchronize()  # nobody may write before everybody has read
+        if self.done:
+            logger.info("Going on after %d images that an earlier evaluation finished.", len(self.done))
+
+    def _folder(self) -> str:
+        """Return the output folder, the same on every process."""
+        if self._output_dir is not None:
+            os.makedirs(self._output_dir, exist_ok=True)
+            return self._output_dir
+        if comm.is_main_process() and self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="eql_d2_")
+        return comm.all_gather(self._temporary.name if self._temporary is not None else "")[0]
+
+    def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
+        """Write the predictions of a batch to disk, skipping images that are there already."""
+        for image, output in zip(inputs, outputs):
+            image_id = int(image["image_id"])
+            if "instances" in output and image_id not in self.done:
+                self._store.append(image_id, instances_to_results(output["instances"], image_id, self._category_ids))
+
+    def evaluate(self) -> Dict[str, Dict[str, float]]:
+        """Score all predictions.
+
+        Returns:
+            On the main process, ``{"bbox": {"AP": ..., "APr": ..., ...}, "segm": ...}`` in percent, NaN where a group
+            has no ground truth; empty on other processes and for a set without annotations.
+
+        Raises:
+            InputError: if the main process does not see the predictions of another one.
+        """
+        self._store.close()
+        written = comm.gather(sorted(self._store.image_ids()))
+        if not comm.is_main_process():
+            comm.synchronize()
+            return {}
+        try:
+            return self._evaluate_on_main_process(written)
+        finally:
+            comm.synchronize()
+
+    def _evaluate_on_main_process(self, written: List[List[int]]) -> Dict[str, Dict[str, float]]:
+        missing = set().union(*written) - self._store.image_ids()
+        if missing:
+            raise InputError(
+                f"{self._store.folder} on the main process lacks the predictions of {len(missing)} images; the output "
+                f"folder must be one that all machines share."
+            )
+        path = Path(self._folder()) / self.results_name
+        num_images = self._store.merge(path)
+        logger.info("Wrote the predictions of %d images to %s.", num_images, path)
+        results: Dict[str, Dict[str, float]] = OrderedDict()
+        if self._has_annotations:
+            results = self._score(path)
+        else:
+            logger.warning(
+                "%s has no annotations, so no AP is computed; submit %s to the evaluation server.",
+                self.dataset_name,
+                path,
+            )
+        self._store.delete()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+        return results
+
+    def _score(self, path: Path) -> Dict[str, Dict[str, float]]:
+        evaluations: Dict[Tuple[str, bool], Evaluation] = OrderedDict()
+        for task in self._scorable_tasks(path):
+            for fixed in (False, True) if self.fixed else (False,):
+                evaluations[task, fixed] = evaluate_results(
+                    self._json_file,
+                    path,
+                    task,
+                    backend=self.backend,
+                    max_detections=self.max_detections,
+                    fixed=fixed,
+                    groups=self._groups,
+                    protocol=self.protocol,
+                )
+        rows = category_rows(evaluations, self._training_counts())
+        write_category_csv(rows, path.with_name("per_category_ap.csv"))
+        write_category_json(rows, path.with_name("per_category_ap.json"))
+        logger.info("Results on %s in percent (%s):\n%s", self.dataset_name, self.backend, format_metrics(evaluations))
+        results: Dict[str, Dict[str, float]] = OrderedDict()
+        for (task, fixed), evaluation in evaluations.items():
+            named = {metric_name(name, fixed): 100 * value for name, value in evaluation.metrics.items()}
+            results.setdefault(task, OrderedDict()).update(named)
+        return results
+
+    def _scorable_tasks(self, path: Path) -> List[str]:
+        """Return the tasks that the predictions allow."""
+        record = first_record(path)
+        if record is None:
+            logger.warning("The model detected nothing on %s.", self.dataset_name)
+            return list(self.tasks)
+        if "segm" in self.tasks and "segmentation" not in record:
+            logger.warning("The model predicts no masks, so no mask AP is computed.")
+            return [task for task in self.tasks if task != "segm"]
+        return list(self.tasks)
+
+    def _training_counts(self) -> Optional[Mapping[int, Tuple[int, int]]]:
+        if self._frequency is None:
+            return None
+        counts = zip(self._frequency.image_count.tolist(), self._frequency.instance_count.tolist())
+        return {self._category_ids[contiguous]: pair for contiguous, pair in enumerate(counts)}
+
+
+class LVISEvaluator(InstanceEvaluator):
+    """AP of an LVIS-format set, as ``lvis`` 0.5.3 computes it; writes ``lvis_instances_results.json``."""
+
+    protocol = "lvis"
+    results_name = "lvis_instances_results.json"
+
+
+class COCOEvaluator(InstanceEvaluator):
+    """AP of a COCO-format set, as pycocotools computes it, with APr, APc and APf from the training counts; writes
+    ``coco_instances_results.json``."""
+
+    protocol = "coco"
+    results_name = "coco_instances_results.json"
+
+    def __init__(self, dataset_name: str, output_dir: Optional[str] = None, *, max_detections: int = 100, **kwargs):
+        super().__init__(dataset_name, output_dir, max_detections=max_detections, **kwargs)
+        if self.fixed:
+            logger.warning("AP-fixed is defined for LVIS-format sets only; it is left out on %s.", dataset_name)
+            self.fixed = False
+
+
+def has_annotations(path: str) -> bool:
+    """Tell whether an annotation file names ``"annotations"`` at all, without parsing it: a test set does not."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(b'"annotations"')
+            value = content[start + len(b'"annotations"') :][:64] if start >= 0 else b""
+    return start >= 0 and not value.replace(b" ", b"").startswith(b":[]")
+
+
+def _annotation_file(metadata, json_file: Optional[str]) -> str:
+    """Return the local path of the annotation file.
+
+    Raises:
+        InputError: if there is none.
+    """
+    json_file = json_file or metadata.get("json_file", None)
+    if not json_file:
+        raise InputError(f"The data set {metadata.name!r} has no json_file in its metadata; register it with one.")
+    path = PathManager.get_local_path(str(json_file))
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: there is no such file; it should hold the annotations of {metadata.name!r}.")
+    return path
+
+
+def _contiguous_ids(path: str) -> Dict[int, int]:
+    """Return ``{category id: contiguous class}`` of an annotation file, classes by ascending id."""
+    try:
+        with open(path) as file:
+            categories = json.load(file)["categories"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no annotation file in LVIS or COCO format ({error!r}).") from None
+    return {category_id: k for k, category_id in enumerate(sorted(category["id"] for category in categories))}

@@ -1,0 +1,140 @@
+"""Curves by hotcoco, a Rust evaluator. The json files are parsed in Rust too: no Python object per detection."""
+
+import os
+from typing import Any, List
+
+import numpy as np
+
+from eql_d2.errors import InputError
+from eql_d2.evaluation.metrics import Curves
+from eql_d2.evaluation.results_file import Results, for_iou_type, source_name
+
+#: Larger than any number of detections: no cap.
+_NO_CAP = 2**31 - 1
+
+
+def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detections: int, per_category: int) -> Curves:
+    """Evaluate in the LVIS protocol; arguments as in :func:`eql_d2.evaluation.backends.evaluate_results`."""
+    import hotcoco
+
+    ground_truth = load_ground_truth(annotations)
+    with for_iou_type(results, iou_type) as prepared:
+        detections = _load_detections(ground_truth, prepared, max_detections, source_name(results, "results"))
+    if per_category:
+        _drop_beyond(detections, per_category)
+    detections = _with_positive_area(detections)
+    if max_detections < 0 or max_detections > 300:
+        # Mark them as capped, or hotcoco applies its default of 300 once more.
+        detections = detections.cap_detections_per_image(None)
+    return _curves(ground_truth, hotcoco.COCOeval(ground_truth, detections, iou_type, lvis_style=True))
+
+
+def coco_curves(annotations: Any, results: Results, iou_type: str, max_detections: int) -> Curves:
+    """Evaluate in the COCO protocol; arguments as in :func:`eql_d2.evaluation.backends.evaluate_results`."""
+    import hotcoco
+
+    ground_truth = load_ground_truth(annotations)
+    with for_iou_type(results, iou_type) as prepared:
+        detections = _load_detections(ground_truth, prepared, -1, source_name(results, "results"))
+    evaluation = hotcoco.COCOeval(ground_truth, detections, iou_type)
+    evaluation.params.max_dets = [max_detections if max_detections >= 0 else _NO_CAP]
+    return _curves(ground_truth, evaluation)
+
+
+def load_ground_truth(annotations: Any):
+    """Return hotcoco's data set of an annotation file (a path) or of its parsed content.
+
+    Raises:
+        InputError: if the file is missing, no json, or without annotations.
+    """
+    import hotcoco
+
+    source = source_name(annotations, "annotations")
+    try:
+        ground_truth = hotcoco.COCO(os.fspath(annotations) if source != "annotations" else annotations)
+    except FileNotFoundError:
+        raise InputError(f"{source}: there is no such file; it should hold the annotations.") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{source} is no annotation file in LVIS or COCO format ({_one_line(error)}).") from None
+    if not ground_truth.get_cat_ids() or not ground_truth.get_img_ids():
+        raise InputError(f"{source} has no 'categories' or no 'images'; an annotation file in LVIS format has both.")
+    if not ground_truth.get_ann_ids():
+        raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
+    return ground_truth
+
+
+def _load_detections(ground_truth, results: Results, cap: int, source: str):
+    """Return hotcoco's data set of the detections, the best ``cap`` of each image over all classes (all if negative).
+
+    Raises:
+        InputError: if hotcoco refuses the file, or if images or categories are not those of the ground truth.
+    """
+    import hotcoco
+
+    try:
+        results = os.fspath(results) if isinstance(results, (str, os.PathLike)) else list(results)
+        detections = hotcoco.LVISResults(ground_truth, results, max_dets=cap)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(f"{source} is no valid results file ({_one_line(error)}); is the file complete?") from None
+    _check_ids(ground_truth, detections, source)
+    return detections
+
+
+def _check_ids(ground_truth, detections, source: str) -> None:
+    """Check that every detection is of an image of the set, and that not all are of unknown categories."""
+    all_ids = detections.get_ann_ids()
+    known = detections.get_ann_ids(img_ids=ground_truth.get_img_ids())
+    if len(known) < len(all_ids):
+        stranger = detections.load_anns([next(iter(set(all_ids) - set(known)))])[0]
+        raise InputError(
+            f"{source}: image_id {stranger['image_id']} of a detection is not in the annotations; do the results "
+            f"belong to this data set?"
+        )
+    if all_ids and not detections.get_ann_ids(cat_ids=ground_truth.get_cat_ids()):
+        stranger = detections.load_anns(all_ids[:1])[0]
+        raise InputError(
+            f"{source}: no category_id of the detections is in the annotations (the first is "
+            f"{stranger['category_id']}); the ids must be those of the annotation file, which usually begin at 1."
+        )
+    if len(detections.get_ann_ids(area_rng=[-np.inf, np.inf])) < len(all_ids):
+        raise InputError(f"{source}: some detections lack the 'bbox' or 'segmentation' that the first one has.")
+
+
+def _drop_beyond(detections, limit: int) -> None:
+    """Mark all but the best ``limit`` detections of each category, ties in the order of the file, by an area of 0."""
+    surplus: List[int] = []
+    for category in detections.stats()["per_category"]:
+        if category["ann_count"] <= limit:
+            continue
+        ids = np.sort(detections.get_ann_ids(cat_ids=[category["id"]]))
+        scores = np.array([annotation["score"] for annotation in detections.load_anns(ids.tolist())])
+        surplus.extend(ids[np.argsort(-scores, kind="stable")[limit:]].tolist())
+    if surplus:
+        detections.update_anns(ids=surplus, area=np.zeros(len(surplus)))
+
+
+def _with_positive_area(detections):
+    """Drop empty masks and boxes without width, as lvis does after the cap per image: they would be false positives."""
+    if not detections.get_ann_ids(area_rng=[-np.inf, 0.0]):
+        return detections
+    smallest = float(np.nextafter(0.0, 1.0))
+    return detections.filter(area_rng=[smallest, np.finfo(np.float64).max], drop_empty_images=False)
+
+
+def _curves(ground_truth, evaluation) -> Curves:
+    """Run hotcoco's evaluation and take the curves at the largest cap out of it."""
+    evaluation.evaluate()
+    evaluation.accumulate()
+    accumulated = evaluation.eval
+    category_ids = list(evaluation.params.cat_ids)
+    records = ground_truth.cats
+    return Curves(
+        accumulated["precision"][..., -1],
+        accumulated["recall"][..., -1],
+        [records[i] for i in category_ids],
+        [len(ground_truth.get_img_ids(cat_ids=[i])) for i in category_ids],
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

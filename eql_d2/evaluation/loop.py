@@ -1,0 +1,132 @@
+"""Run a model over a test set, with progress, and go on after an interruption."""
+
+import datetime
+import hashlib
+import logging
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import torch
+from detectron2.data import MapDataset
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.logger import log_every_n_seconds
+from torch import nn
+from torch.utils.data import DataLoader
+
+from eql_d2.evaluation.evaluator import InstanceEvaluator
+
+logger = logging.getLogger("detectron2.eql_d2.evaluation")
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable, data_loader: Any, evaluator: DatasetEvaluator, resume: bool = False
+) -> Dict[str, Dict[str, float]]:
+    """Run ``model`` over ``data_loader`` and return ``evaluator.evaluate()``, in place of ``inference_on_dataset``.
+
+    With an evaluator of this package the predictions on disk carry the digest of the model's weights, and with
+    ``resume`` the images whose predictions are there already are neither loaded nor computed again. Other evaluators
+    start from nothing each time.
+
+    Args:
+        model: a module, put in evaluation mode for the time, or any callable; it takes what the loader gives.
+        data_loader: with a length; its items are lists of dicts with ``image_id``. May be empty on this process.
+        evaluator: what takes the predictions.
+        resume: go on after an evaluation of the same weights into the same folder that was interrupted.
+
+    Returns:
+        The metrics on the main process, an empty dict elsewhere.
+    """
+    if isinstance(evaluator, InstanceEvaluator):
+        evaluator.reset(resume=resume, weights=weights_digest(model))
+        data_loader = without_images(data_loader, evaluator.done)
+    else:
+        evaluator.reset()
+    training = getattr(model, "training", False)
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        for inputs in with_progress(data_loader):
+            evaluator.process(inputs, model(inputs))
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(training)
+    return evaluator.evaluate() or {}
+
+
+def with_progress(data_loader: Any, every_seconds: float = 5.0) -> Iterator[List[Dict[str, Any]]]:
+    """Yield the batches; log how many are done, the time of one and the time left."""
+    total = len(data_loader)
+    start = time.perf_counter()
+    for done, inputs in enumerate(data_loader, 1):
+        yield inputs
+        seconds = (time.perf_counter() - start) / done
+        left = datetime.timedelta(seconds=int(seconds * (total - done)))
+        log_every_n_seconds(
+            logging.INFO,
+            f"Inference done {done}/{total}. {seconds:.4f} s/iter. ETA={left}",
+            n=every_seconds,
+            name="detectron2.eql_d2.evaluation",
+        )
+    elapsed = time.perf_counter() - start
+    logger.info("Inference on %d batches took %.1f s (%.4f s/iter).", total, elapsed, elapsed / max(total, 1))
+
+
+def weights_digest(model: Callable) -> str:
+    """Return a digest of all parameters and buffers, the same with and without DistributedDataParallel."""
+    model = getattr(model, "module", model)
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(model, nn.Module):
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def without_images(data_loader: Any, image_ids: frozenset) -> Any:
+    """Return a loader of the same batches without the images in ``image_ids``.
+
+    A loader of Detectron2 (``build_detection_test_loader``) does not even read the images that are left out; of any
+    other iterable, they are dropped from the batches.
+    """
+    if not image_ids:
+        return data_loader
+    records = _records(data_loader)
+    if records is None:
+        return _Filtered(data_loader, image_ids)
+    batches = [
+        [index for index in batch if int(records[index]["image_id"]) not in image_ids]
+        for batch in data_loader.batch_sampler
+    ]
+    return DataLoader(
+        data_loader.dataset,
+        batch_sampler=[batch for batch in batches if batch],
+        num_workers=data_loader.num_workers,
+        collate_fn=data_loader.collate_fn,
+    )
+
+
+def _records(data_loader: Any) -> Optional[Any]:
+    """Return the data set's dicts behind a mapped loader, ``None`` if they cannot be told from outside."""
+    dataset = getattr(data_loader, "dataset", None)
+    if isinstance(data_loader, DataLoader) and data_loader.batch_sampler and isinstance(dataset, MapDataset):
+        # MapDataset maps (loads the image) on access and offers no other way to its dicts.
+        return getattr(dataset, "_dataset", None)
+    return None
+
+
+class _Filtered:
+    """The batches of any loader, without some images; batches that become empty are left out."""
+
+    def __init__(self, data_loader: Any, image_ids: frozenset):
+        self._data_loader = data_loader
+        self._image_ids = image_ids
+
+    def __len__(self) -> int:
+        return len(self._data_loader)
+
+    def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
+        for batch in self._data_loader:
+            batch = [image for image in batch if int(image["image_id"]) not in self._image_ids]
+            if batch:
+                yield batch

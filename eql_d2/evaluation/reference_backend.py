@@ -1,0 +1,169 @@
+"""Curves by the reference programs: lvis 0.5.3 for the LVIS protocol, pycocotools for COCO's."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import types
+from typing import Any, Dict, List
+
+import numpy as np
+
+from eql_d2.errors import InputError
+from eql_d2.evaluation.metrics import Curves
+from eql_d2.evaluation.results_file import Results, load_detections, source_name
+
+
+def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detections: int, per_category: int) -> Curves:
+    """Evaluate in the LVIS protocol; arguments as in :func:`eql_d2.evaluation.backends.evaluate_results`."""
+    lvis = import_lvis()
+    content = load_annotations(annotations)
+    detections = _prepare(results, content, iou_type, source_name(results, "results"))
+    if per_category:
+        detections = _best_of_each_category(detections, per_category)
+    for category in content["categories"]:
+        category.setdefault("frequency", "f")  # lvis insists on a letter; the groups are formed elsewhere
+    for image in content["images"]:
+        image.setdefault("neg_category_ids", [])
+        image.setdefault("not_exhaustive_category_ids", [])
+    ground_truth = lvis.LVIS.__new__(lvis.LVIS)
+    ground_truth.logger = logging.getLogger("lvis.lvis")
+    ground_truth.dataset = content
+    ground_truth._create_index()
+    if not detections:
+        # lvis fails on an empty list. It drops a detection of area 0, so this one stands for none.
+        detections = [
+            {"image_id": content["images"][0]["id"], "category_id": content["categories"][0]["id"], "score": 0.0}
+        ]
+        detections[0]["bbox"] = [0.0, 0.0, 0.0, 0.0]
+    evaluation = lvis.LVISEval(ground_truth, lvis.LVISResults(ground_truth, detections, max_detections), iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return Curves(
+        evaluation.eval["precision"],
+        evaluation.eval["recall"],
+        *_categories(content, evaluation.params.cat_ids),
+    )
+
+
+def coco_curves(annotations: Any, results: Results, iou_type: str, max_detections: int) -> Curves:
+    """Evaluate in the COCO protocol; arguments as in :func:`eql_d2.evaluation.backends.evaluate_results`."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    content = load_annotations(annotations)
+    detections = _prepare(results, content, iou_type, source_name(results, "results"))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        ground_truth = COCO()
+        ground_truth.dataset = content
+        ground_truth.createIndex()
+        content.setdefault("info", {})
+        if detections:
+            prepared = ground_truth.loadRes(detections)
+        else:
+            prepared = COCO()
+            prepared.dataset = {"images": content["images"], "categories": content["categories"], "annotations": []}
+            prepared.createIndex()
+        evaluation = COCOeval(ground_truth, prepared, iou_type)
+        evaluation.params.maxDets = [max_detections if max_detections >= 0 else max(len(detections), 1)]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return Curves(
+        evaluation.eval["precision"][..., -1],
+        evaluation.eval["recall"][..., -1],
+        *_categories(content, evaluation.params.catIds),
+    )
+
+
+def import_lvis() -> types.ModuleType:
+    """Import lvis, which uses ``np.float`` and takes over the root logger, without harm to anybody else.
+
+    ``np.float`` left NumPy with 1.24. lvis gets a namespace of its own that has it; numpy is not changed.
+
+    Raises:
+        InputError: if lvis is not installed.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        import lvis
+        import lvis.eval
+    except ImportError as error:
+        raise InputError(f"MODEL.LONG_TAIL.EVALUATOR 'lvis' needs the package lvis ({error}).") from None
+    finally:
+        # lvis calls logging.basicConfig when it is imported.
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    lvis.eval.np = types.SimpleNamespace(**{**vars(np), "float": float})
+    logging.getLogger("lvis.results").setLevel(logging.ERROR)  # it warns of every list of detections
+    return lvis
+
+
+def load_annotations(annotations: Any) -> Dict[str, Any]:
+    """Return the parsed annotation file, or a copy of parsed content whose records may be changed.
+
+    Raises:
+        InputError: if the file is missing, no json, or without annotations.
+    """
+    source = source_name(annotations, "annotations")
+    content = annotations
+    if isinstance(annotations, (str, os.PathLike)):
+        try:
+            with open(annotations) as file:
+                content = json.load(file)
+        except FileNotFoundError:
+            raise InputError(f"{source}: there is no such file; it should hold the annotations.") from None
+        except ValueError as error:
+            raise InputError(f"{source} is not valid json ({error}); is the download complete?") from None
+    if not isinstance(content, dict) or not content.get("categories") or not content.get("images"):
+        raise InputError(f"{source} has no 'categories' or no 'images'; an annotation file in LVIS format has both.")
+    if not content.get("annotations"):
+        raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
+    lists = {key: [dict(record) for record in content[key]] for key in ("images", "annotations", "categories")}
+    return {**content, **lists}
+
+
+def _prepare(results: Results, content: Dict[str, Any], iou_type: str, source: str) -> List[Dict[str, Any]]:
+    """Return the detections as dicts of their own, without boxes for mask evaluation, their images checked."""
+    detections = load_detections(results)
+    known = {image["id"] for image in content["images"]}
+    for detection in detections:
+        if detection["image_id"] not in known:
+            raise InputError(
+                f"{source}: image_id {detection['image_id']} of a detection is not in the annotations; do the results "
+                f"belong to this data set?"
+            )
+        if math.isnan(detection["score"]):
+            raise InputError(f"{source}: a detection of image_id {detection['image_id']} has the score NaN.")
+    categories = {category["id"] for category in content["categories"]}
+    if detections and not any(detection["category_id"] in categories for detection in detections):
+        raise InputError(
+            f"{source}: no category_id of the detections is in the annotations (the first is "
+            f"{detections[0]['category_id']}); the ids must be those of the annotation file, which usually begin at 1."
+        )
+    if iou_type == "segm":
+        # Else the reference takes the area, which decides small, medium or large, from the box.
+        for detection in detections:
+            detection.pop("bbox", None)
+    return detections
+
+
+def _best_of_each_category(detections: List[Dict[str, Any]], limit: int) -> List[Dict[str, Any]]:
+    """Return at most ``limit`` detections of each category, the best scores, ties in the order of the file."""
+    of_category: Dict[int, List[Dict[str, Any]]] = {}
+    for detection in detections:
+        of_category.setdefault(detection["category_id"], []).append(detection)
+    best = (sorted(group, key=lambda record: record["score"], reverse=True)[:limit] for group in of_category.values())
+    return [detection for group in best for detection in group]
+
+
+def _categories(content: Dict[str, Any], category_ids: List[int]):
+    """Return the records of the categories and the number of images that show each."""
+    records = {category["id"]: category for category in content["categories"]}
+    images = {category_id: set() for category_id in category_ids}
+    for annotation in content["annotations"]:
+        if annotation["category_id"] in images:
+            images[annotation["category_id"]].add(annotation["image_id"])
+    return [records[i] for i in category_ids], [len(images[i]) for i in category_ids]

@@ -1,0 +1,133 @@
+"""What an evaluation leaves behind: the per-category table as CSV and json, text tables, a picture."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from eql_d2.evaluation.backends import Evaluation
+from eql_d2.evaluation.metrics import NOT_AVAILABLE, format_value
+
+GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+# Told apart by people who do not see red and green (Okabe and Ito).
+GROUP_COLORS = {"r": "#D55E00", "c": "#E69F00", "f": "#0072B2"}
+
+
+def metric_name(name: str, fixed: bool) -> str:
+    """Return the name of a metric beside its counterpart without the suffix: AP, AP-fixed."""
+    return f"{name}-fixed" if fixed else name
+
+
+def category_rows(
+    evaluations: Mapping[Tuple[str, bool], Evaluation],
+    training_counts: Optional[Mapping[int, Tuple[int, int]]] = None,
+) -> List[Dict[str, Any]]:
+    """Return one row for each category: id, name, group, training counts, AP in percent.
+
+    Args:
+        evaluations: by (IoU type, whether it is AP-fixed); all of the same annotation file.
+        training_counts: (images, instances) in the training set by category id. Where it is absent, ``image_count``
+            and ``instance_count`` of the annotation file's category records, which in LVIS are those of training.
+
+    Returns:
+        Rows by ascending id, with ``None`` where a number is not known or a category has no ground truth.
+    """
+    first = next(iter(evaluations.values()))
+    rows = []
+    for k, category in enumerate(first.categories):
+        counts = (category.get("image_count"), category.get("instance_count"))
+        if training_counts is not None:
+            counts = training_counts.get(category["id"], (None, None))
+        row = {"id": category["id"], "name": category.get("name", str(category["id"])), "group": first.groups[k]}
+        row["train_images"], row["train_instances"] = counts
+        for (iou_type, fixed), evaluation in evaluations.items():
+            ap = evaluation.category_ap[k]
+            row[f"{iou_type}_{metric_name('AP', fixed)}"] = None if np.isnan(ap) else 100 * float(ap)
+        rows.append(row)
+    return rows
+
+
+def write_category_csv(rows: Sequence[Mapping[str, Any]], path: Union[str, os.PathLike]) -> None:
+    """Write the rows with "n/a" for what is not available; the file appears whole or not at all."""
+    path, temporary = _temporary(path)
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: NOT_AVAILABLE if value is None else value for key, value in row.items()})
+    temporary.replace(path)
+
+
+def write_category_json(rows: Sequence[Mapping[str, Any]], path: Union[str, os.PathLike]) -> None:
+    """Write the rows with ``null`` for what is not available; the file appears whole or not at all."""
+    path, temporary = _temporary(path)
+    temporary.write_text(json.dumps(list(rows), indent=1))
+    temporary.replace(path)
+
+
+def format_metrics(evaluations: Mapping[Tuple[str, bool], Evaluation]) -> str:
+    """Return a Markdown table, one row for each IoU type, metrics in percent, "n/a" without ground truth."""
+    lines = []
+    columns: Optional[List[str]] = None
+    for (iou_type, fixed), evaluation in evaluations.items():
+        names = [metric_name(name, fixed) for name in evaluation.metrics]
+        if names != columns:
+            lines += ["" if lines else None, _markdown_row(["", *names]), _markdown_row(["---"] * (len(names) + 1))]
+            columns = names
+        label = {"bbox": "box", "segm": "mask"}[iou_type]
+        lines.append(_markdown_row([label, *(format_value(value) for value in evaluation.metrics.values())]))
+    return "\n".join(line for line in lines if line is not None)
+
+
+def plot_categories(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Union[str, os.PathLike]) -> None:
+    """Draw AP of each category against its training images, with the mean of each group.
+
+    Args:
+        rows: of :func:`category_rows`; those without a training count or without AP are left out.
+        columns: the AP columns to draw, one panel each.
+        path: a picture's path; its suffix decides the format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * len(columns), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
+        _plot_column(axes, rows, column)
+    path, temporary = _temporary(path)
+    figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=150)
+    temporary.replace(path)
+
+
+def _plot_column(axes, rows: Sequence[Mapping[str, Any]], column: str) -> None:
+    for group, color in GROUP_COLORS.items():
+        shown = [row for row in rows if row["group"] == group and None not in (row["train_images"], row[column])]
+        if not shown:
+            continue
+        # A category without training images has no place on a logarithmic axis: it is drawn at 1/2.
+        images = np.maximum([row["train_images"] for row in shown], 0.5)
+        ap = np.array([row[column] for row in shown])
+        axes.scatter(images, ap, s=9, color=color, alpha=0.6, linewidths=0)
+        label = f"{GROUP_NAMES[group]}: mean {ap.mean():.1f} of {len(ap)}"
+        axes.plot([images.min(), images.max()], [ap.mean()] * 2, color=color, linewidth=2.5, label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("training images of the category")
+    axes.set_ylabel(column.replace("_", " "))
+    axes.set_ylim(-2, 102)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best", fontsize=8)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _temporary(path: Union[str, os.PathLike]) -> Tuple[Path, Path]:
+    """Return the path and the name to write under until the file is whole; the folder is created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, path.with_name(f"{path.name}.tmp{os.getpid()}")
