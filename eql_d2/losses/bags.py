@@ -9,7 +9,7 @@ from torch import Tensor
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.losses.base import append_background, widen
-from eql_d2.losses.functional import attach_gradient
+from eql_d2.losses.functional import attach_gradient, softmax_gradient_
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.state import RandomLoss, random_rank
 
@@ -109,10 +109,13 @@ class BalancedGroupSoftmax(RandomLoss):
         with torch.no_grad():
             kept = self._kept = self.kept_regions(gt_classes)
             weight = kept.to(logits.dtype) / kept.sum(1, keepdim=True).clamp(min=1)
-            columns = self.column_of_label[:, gt_classes]
+            targets = self.column_of_label[:, gt_classes]
             grouped = logits.index_select(1, self.grouped_order)
-            # Each block of logits is overwritten by its gradient.
-            total = sum(map(_cross_entropy_in_place, grouped.split(self._widths, dim=1), columns, weight))
+            total = logits.new_zeros(())
+            for block, *rest in zip(grouped.split(self._widths, dim=1), targets.unsqueeze(2), weight.unsqueeze(2)):
+                block_total, target_gradient = softmax_gradient_(block, *rest)
+                block.scatter_(1, rest[0], target_gradient)
+                total += block_total
             gradient = grouped.index_select(1, self.label_order)
         return attach_gradient(logits, total, gradient)
 
@@ -122,19 +125,3 @@ class BalancedGroupSoftmax(RandomLoss):
         foreground, background = blocks[-1].unbind(1)
         in_group = torch.cat(blocks, dim=1).index_select(1, self.label_order)[:, : self.num_classes]
         return append_background(in_group * foreground.unsqueeze(1), background)
-
-
-def _cross_entropy_in_place(block: Tensor, columns: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted sum of cross-entropies and replace the logits by its gradient.
-
-    Args:
-        block: logits of one softmax ``[R, C]``; overwritten.
-        columns: int64 ``[R]``, target column.
-        weight: ``[R]``.
-    """
-    index, weight = columns.unsqueeze(1), weight.unsqueeze(1)
-    log_probability = F.log_softmax(block, dim=1)
-    at_target = log_probability.gather(1, index)
-    torch.mul(log_probability.exp_(), weight, out=block)
-    block.scatter_(1, index, weight * torch.expm1(at_target))
-    return -(weight * at_target).sum()

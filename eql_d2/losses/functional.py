@@ -183,26 +183,46 @@ def softmax_cross_entropy(
     Args:
         logits: float32 or float64 ``[R, C]``.
         gt_classes: int64 ``[R]``; a region with a label of C or more gives no loss.
-        adjustment: ``[C]`` or ``[R, C]``, added to the logits; taken as a constant.
+        adjustment: added to the logits; taken as a constant. ``[C]``, or ``[R, C]``, which is then overwritten.
         region_weight: ``[R]``; 1 if not given.
         with_sums: also return the column sums of the weighted gradient.
     """
     with torch.no_grad():
         index, inside = target_index(gt_classes, logits.shape[1])
-        adjusted = logits if adjustment is None else logits + adjustment.to(logits.dtype)
-        log_probability = F.log_softmax(adjusted, dim=1)
-        del adjusted
         weight = inside.to(logits.dtype)
         if region_weight is not None:
             weight = weight * region_weight.to(logits.dtype).unsqueeze(1)
-        at_target = log_probability.gather(1, index)
-        total = -(weight * at_target).sum()
-        # The log-probabilities are not needed any more: their memory becomes the gradient.
-        gradient = log_probability.exp_().mul_(weight)
-        target_gradient = weight * torch.expm1(at_target)
+        if adjustment is None:
+            gradient = logits.clone()
+        elif adjustment.ndim == 1:
+            gradient = logits + adjustment.to(logits.dtype)
+        else:
+            gradient = adjustment.add_(logits)
+        total, target_gradient = softmax_gradient_(gradient, index, weight)
         sums = _column_sums(gradient, index, inside, target_gradient) if with_sums else (None, None)
         _replace_targets(gradient, index, inside, target_gradient)
     return LossTerms(attach_gradient(logits, total, gradient), *sums)
+
+
+def softmax_gradient_(logits: Tensor, index: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
+    """Replace logits by the gradient of their weighted cross-entropy, all but its target entries.
+
+    In place, since on a CPU a fresh ``[R, C]`` tensor costs as much as the arithmetic on it.
+
+    Args:
+        logits: ``[R, C]``, rows may be strided; overwritten by ``w_r softmax(logits)``.
+        index: int64 ``[R, 1]``, target columns.
+        weight: ``[R, 1]``.
+
+    Returns:
+        The loss, summed over the regions, and the gradient of the target entries ``[R, 1]``.
+    """
+    logits.sub_(logits.amax(dim=1, keepdim=True))
+    at_target = logits.gather(1, index)
+    total = logits.exp_().sum(dim=1, keepdim=True)
+    at_target = at_target - total.log()
+    logits.mul_(weight / total)
+    return -(weight * at_target).sum(), weight * torch.expm1(at_target)
 
 
 def random_mask(num_rows: int, num_columns: int, probability: Union[float, Tensor], like: Tensor, generator) -> Tensor:

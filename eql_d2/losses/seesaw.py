@@ -62,9 +62,11 @@ class SeesawLoss(StatefulLoss):
             gt_classes: int64 ``[R]``; rows of background have values of no use.
         """
         index = gt_classes.clamp(max=self.num_classes - 1).unsqueeze(1)
-        log_probability = F.log_softmax(logits, dim=1)
-        own = log_probability.gather(1, index).clamp_(min=math.log(self.eps))
-        adjustment = log_probability.sub_(own).clamp_(min=0).mul_(self.q)
+        # Log-probabilities up to a constant of each row, which the ratio of two of them does not see.
+        shifted = logits - logits.amax(dim=1, keepdim=True)
+        least = shifted.exp().sum(dim=1, keepdim=True).log() + math.log(self.eps)
+        own = torch.maximum(shifted.gather(1, index), least)
+        adjustment = shifted.sub_(own).clamp_(min=0).mul_(self.q)
         log_seen = torch.log(self.num_seen.clamp(min=1)).to(logits.dtype)
         adjustment.add_((log_seen - log_seen[index]).clamp_(max=0), alpha=self.p)
         return adjustment.scatter_(1, index, 0.0)

@@ -8,12 +8,15 @@ from torch import Tensor
 
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.losses.base import append_background, mean_over_regions, widen
-from eql_d2.losses.functional import random_mask, softmax_cross_entropy
+from eql_d2.losses.functional import attach_gradient, random_mask, softmax_gradient_, target_index
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.state import RandomLoss
 
-#: Added to the logits of classes that are left out. Their probability is then zero, without infinities.
+#: Added to the logits of classes that are left out.
 LEFT_OUT = -1e7
+#: Least logit below the largest one that counts, and a bit more than its exponential: lesser probabilities are zero.
+LEAST_LOG = -60.0
+LEAST_PROBABILITY = 1e-26
 
 
 @CLASSIFIER_LOSS_REGISTRY.register("SEQL")
@@ -74,12 +77,18 @@ class SoftmaxEqualizationLossV1(RandomLoss):
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
         generator = self.next_generator(logits.device)
         with torch.no_grad():
-            adjustment = random_mask(*logits.shape, self.gamma, logits, generator)
-            adjustment.mul_(LEFT_OUT * self.tail.to(logits.dtype))
-            if self.exclude_background:
-                adjustment.mul_((gt_classes < self.num_classes).to(logits.dtype).unsqueeze(1))
-            adjustment.scatter_(1, gt_classes.clamp(max=self.num_logits - 1).unsqueeze(1), 0.0)
-        return mean_over_regions(softmax_cross_entropy(logits, gt_classes, adjustment).total, len(logits))
+            index, inside = target_index(gt_classes, self.num_logits)
+            left_out = random_mask(*logits.shape, self.gamma, logits, generator).mul_(self.tail.to(logits.dtype))
+            left_out.scatter_(1, index, 0.0)
+            applies = (gt_classes < self.num_classes) | (not self.exclude_background)
+            offset = LEFT_OUT * applies.to(logits.dtype).unsqueeze(1)
+            gradient = torch.addcmul(logits, left_out, offset, out=left_out)
+            # Exponentials that underflow take ten times as long as others: they are kept off, and then set to zero.
+            gradient.sub_(gradient.amax(dim=1, keepdim=True)).clamp_(min=LEAST_LOG)
+            total, target_gradient = softmax_gradient_(gradient, index, inside.to(logits.dtype))
+            F.threshold_(gradient, LEAST_PROBABILITY, 0.0)
+            gradient.scatter_(1, index, target_gradient)
+        return mean_over_regions(attach_gradient(logits, total, gradient), len(logits))
 
     def scores(self, logits: Tensor) -> Tensor:
         scores = F.softmax(widen(logits), dim=1)
