@@ -1,15 +1,19 @@
 """From a config to the evaluator of a data set."""
 
 import hashlib
+import logging
 import os
 from typing import Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from eql_d2.data.catalog import category_frequency
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.evaluation.evaluator import COCOEvaluator, InstanceEvaluator, LVISEvaluator
+
+logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
 _EVALUATORS = {"lvis": LVISEvaluator, "coco": COCOEvaluator}
 #: LVIS's own cap on detections per image.
@@ -29,7 +33,8 @@ def build_evaluator(
         cfg: with ``MODEL.LONG_TAIL``.
         dataset_name: of a registered data set.
         output_dir: where to write; ``OUTPUT_DIR/inference/<data set>`` by default.
-        frequency: of the training set, for groups and training counts.
+        frequency: of the training set, for groups and training counts; counted in ``DATASETS.TRAIN`` or read from
+            ``MODEL.LONG_TAIL.FREQUENCY`` if not given, left out if neither is there.
 
     Raises:
         InputError: if the data set is of another kind.
@@ -49,10 +54,19 @@ def build_evaluator(
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
         backend=cfg.MODEL.LONG_TAIL.EVALUATOR,
         max_detections=max_detections,
-        frequency=frequency,
+        frequency=frequency or _training_frequency(cfg),
         fixed=cfg.MODEL.LONG_TAIL.AP_FIXED,
         fingerprint=settings_digest(cfg),
     )
+
+
+def _training_frequency(cfg: CfgNode) -> Optional[CategoryFrequency]:
+    """Return the counts of the training set, ``None`` where they cannot be had: evaluation works without."""
+    try:
+        return category_frequency(cfg.DATASETS.TRAIN, cfg.MODEL.LONG_TAIL.FREQUENCY)
+    except InputError as error:
+        logger.warning("The per-category tables get no training counts: %s", error)
+        return None
 
 
 def settings_digest(cfg: CfgNode) -> str:

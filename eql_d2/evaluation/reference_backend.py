@@ -23,14 +23,15 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
     detections = _prepare(results, content, iou_type, source_name(results, "results"))
     if per_category:
         detections = _best_of_each_category(detections, per_category)
-    for category in content["categories"]:
-        category.setdefault("frequency", "f")  # lvis insists on a letter; the groups are formed elsewhere
-    for image in content["images"]:
-        image.setdefault("neg_category_ids", [])
-        image.setdefault("not_exhaustive_category_ids", [])
     ground_truth = lvis.LVIS.__new__(lvis.LVIS)
     ground_truth.logger = logging.getLogger("lvis.lvis")
-    ground_truth.dataset = content
+    # lvis insists on a letter for each category; the groups are formed elsewhere.
+    complete = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    ground_truth.dataset = {
+        **content,
+        "categories": [{"frequency": "f", **category} for category in content["categories"]],
+        "images": [{**complete, **image} for image in content["images"]],
+    }
     ground_truth._create_index()
     if not detections:
         # lvis fails on an empty list. It drops a detection of area 0, so this one stands for none.

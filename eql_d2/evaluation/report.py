@@ -25,12 +25,13 @@ def category_rows(
     evaluations: Mapping[Tuple[str, bool], Evaluation],
     training_counts: Optional[Mapping[int, Tuple[int, int]]] = None,
 ) -> List[Dict[str, Any]]:
-    """Return one row for each category: id, name, group, training counts, AP in percent.
+    """Return one row for each category: id, name, group, counts, AP in percent.
 
     Args:
         evaluations: by (IoU type, whether it is AP-fixed); all of the same annotation file.
-        training_counts: (images, instances) in the training set by category id. Where it is absent, ``image_count``
-            and ``instance_count`` of the annotation file's category records, which in LVIS are those of training.
+        training_counts: (images, instances) in the training set by category id: the columns ``train_images`` and
+            ``train_instances``. Without it, ``image_count`` and ``instance_count`` as the annotation file has them: in
+            some releases of LVIS val these are the counts of val, so they are not called training counts.
 
     Returns:
         Rows by ascending id, with ``None`` where a number is not known or a category has no ground truth.
@@ -38,11 +39,11 @@ def category_rows(
     first = next(iter(evaluations.values()))
     rows = []
     for k, category in enumerate(first.categories):
-        counts = (category.get("image_count"), category.get("instance_count"))
-        if training_counts is not None:
-            counts = training_counts.get(category["id"], (None, None))
         row = {"id": category["id"], "name": category.get("name", str(category["id"])), "group": first.groups[k]}
-        row["train_images"], row["train_instances"] = counts
+        if training_counts is None:
+            row.update({key: category.get(key) for key in ("image_count", "instance_count")})
+        else:
+            row["train_images"], row["train_instances"] = training_counts.get(category["id"], (None, None))
         for (iou_type, fixed), evaluation in evaluations.items():
             ap = evaluation.category_ap[k]
             row[f"{iou_type}_{metric_name('AP', fixed)}"] = None if np.isnan(ap) else 100 * float(ap)
@@ -82,11 +83,16 @@ def format_metrics(evaluations: Mapping[Tuple[str, bool], Evaluation]) -> str:
     return "\n".join(line for line in lines if line is not None)
 
 
+def count_column(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return which column of :func:`category_rows` counts the images of a category."""
+    return "train_images" if "train_images" in rows[0] else "image_count"
+
+
 def plot_categories(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Union[str, os.PathLike]) -> None:
-    """Draw AP of each category against its training images, with the mean of each group.
+    """Draw AP of each category against its (training) images, with the mean of each group.
 
     Args:
-        rows: of :func:`category_rows`; those without a training count or without AP are left out.
+        rows: of :func:`category_rows`; those without a count or without AP are left out.
         columns: the AP columns to draw, one panel each.
         path: a picture's path; its suffix decides the format.
     """
@@ -103,18 +109,19 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], p
 
 
 def _plot_column(axes, rows: Sequence[Mapping[str, Any]], column: str) -> None:
+    count = count_column(rows)
     for group, color in GROUP_COLORS.items():
-        shown = [row for row in rows if row["group"] == group and None not in (row["train_images"], row[column])]
+        shown = [row for row in rows if row["group"] == group and None not in (row[count], row[column])]
         if not shown:
             continue
-        # A category without training images has no place on a logarithmic axis: it is drawn at 1/2.
-        images = np.maximum([row["train_images"] for row in shown], 0.5)
+        # A category without images has no place on a logarithmic axis: it is drawn at 1/2.
+        images = np.maximum([row[count] for row in shown], 0.5)
         ap = np.array([row[column] for row in shown])
         axes.scatter(images, ap, s=9, color=color, alpha=0.6, linewidths=0)
         label = f"{GROUP_NAMES[group]}: mean {ap.mean():.1f} of {len(ap)}"
         axes.plot([images.min(), images.max()], [ap.mean()] * 2, color=color, linewidth=2.5, label=label)
     axes.set_xscale("log")
-    axes.set_xlabel("training images of the category")
+    axes.set_xlabel("training images of the category" if count == "train_images" else "image_count of the category")
     axes.set_ylabel(column.replace("_", " "))
     axes.set_ylim(-2, 102)
     axes.grid(alpha=0.3)

@@ -1,0 +1,123 @@
+"""Score a results file without a model: what tools/evaluate_lvis.py does."""
+
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Dict, Optional, Sequence, Tuple
+
+from eql_d2.errors import InputError
+from eql_d2.evaluation.backends import Evaluation, evaluate_results
+from eql_d2.evaluation.report import (
+    category_rows,
+    count_column,
+    format_metrics,
+    plot_categories,
+    write_category_csv,
+    write_category_json,
+)
+from eql_d2.evaluation.results_file import first_record
+
+_DEFAULT_CAP = {"lvis": 300, "coco": 100}
+_WRITERS = {".csv": write_category_csv, ".json": write_category_json}
+
+
+def rescore(
+    results: Path,
+    annotations: Path,
+    iou_type: Optional[Sequence[str]] = None,
+    fixed: bool = False,
+    per_category: Optional[Path] = None,
+    plot: Optional[Path] = None,
+    max_detections: Optional[int] = None,
+    backend: str = "auto",
+    train_json: Optional[Path] = None,
+) -> str:
+    """Score a results file, write what is asked for, and return the table of metrics in Markdown.
+
+    Args:
+        results: detections in the official submission format.
+        annotations: the annotation file, in LVIS or COCO format.
+        iou_type: "bbox" and/or "segm"; what the first detection carries, if not given.
+        fixed: add AP-fixed (LVIS only).
+        per_category: where to write AP of each category, as ``.csv`` or ``.json``.
+        plot: where to draw AP of each category against its images.
+        max_detections: detections that count; 300 for LVIS and 100 for COCO if not given, negative for all.
+        backend: "auto", "hotcoco" or "lvis".
+        train_json: training annotations, for groups and training counts; if not given, the letters and
+            ``image_count`` in the category records of ``annotations``.
+
+    Raises:
+        InputError: for files that are missing, damaged or do not fit each other.
+    """
+    if per_category is not None and per_category.suffix not in _WRITERS:
+        raise InputError(f"--per-category {per_category} must end in .csv or .json.")
+    protocol = "lvis" if names_negative_sets(annotations) else "coco"
+    cap = _DEFAULT_CAP[protocol] if max_detections is None else max_detections
+    groups, training_counts = _training_set(train_json) if train_json is not None else ({}, None)
+    evaluations: Dict[Tuple[str, bool], Evaluation] = {}
+    for task in iou_type or _iou_types(results):
+        for is_fixed in (False, True) if fixed else (False,):
+            evaluations[task, is_fixed] = evaluate_results(
+                annotations,
+                results,
+                task,
+                backend=backend,
+                max_detections=cap,
+                fixed=is_fixed,
+                groups=groups,
+                protocol=protocol,
+            )
+    rows = category_rows(evaluations, training_counts)
+    if per_category is not None:
+        _WRITERS[per_category.suffix](rows, per_category)
+    if plot is not None:
+        if all(row[count_column(rows)] is None for row in rows):
+            raise InputError(
+                f"--plot needs the images of each category, and {annotations} has no image_count; name the training "
+                f"annotations with --train-json."
+            )
+        plot_categories(rows, [column for column in rows[0] if "_AP" in column], plot)
+    return f"{protocol.upper()} protocol, AP and AR in percent\n\n{format_metrics(evaluations)}"
+
+
+def names_negative_sets(path: Path) -> bool:
+    """Tell an annotation file in LVIS format, whose images have ``neg_category_ids``, from one in COCO format.
+
+    Raises:
+        InputError: if the file is missing or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise InputError(f"{path} is empty; it should hold the annotations.")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(b'"neg_category_ids"') >= 0
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; it should hold the annotations.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}).") from None
+
+
+def _iou_types(results: Path) -> Sequence[str]:
+    """Return what the results can be scored by."""
+    record = first_record(results)
+    if record is None:
+        return ("bbox",)
+    types = [iou_type for iou_type, key in (("bbox", "bbox"), ("segm", "segmentation")) if key in record]
+    if not types:
+        raise InputError(f"{results}: the detections have neither 'bbox' nor 'segmentation'; one is needed.")
+    return types
+
+
+def _training_set(path: Path) -> Tuple[Dict[int, str], Dict[int, Tuple[int, int]]]:
+    """Return the group and the (images, instances) of each category id of a training json."""
+    from eql_d2.data.frequency import CategoryFrequency  # imports torch
+
+    frequency = CategoryFrequency.from_json(path)
+    content = json.loads(path.read_text())
+    if "categories" not in content:
+        raise InputError(f"{path} has no 'categories'; --train-json needs the training annotations themselves.")
+    ids = sorted(category["id"] for category in content["categories"])
+    counts = zip(frequency.image_count.tolist(), frequency.instance_count.tolist())
+    return dict(zip(ids, frequency.groups)), dict(zip(ids, counts))
