@@ -40,6 +40,7 @@ setup(
         "matplotlib",
         "tensorboard",
         "packaging",
+        "shapely",  # crops of polygons, INPUT.CROP.ENABLED
         "setuptools<81",  # Detectron2 imports pkg_resources
     ],
     extras_require={"dev": ["pytest", "ruff"]},

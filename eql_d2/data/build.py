@@ -7,7 +7,7 @@ import numpy as np
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from torch import Tensor
 
@@ -25,8 +25,7 @@ Mapper = Callable[[Record], Dict[str, Any]]
 def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> Any:
     """Return an endless loader of training batches, the same stream for the same non-negative ``cfg.SEED``.
 
-    ``DATALOADER.SAMPLER_TRAIN`` may be TrainingSampler, RepeatFactorTrainingSampler, RandomSubsetTrainingSampler or
-    ClassAwareSampler.
+    ``DATALOADER.SAMPLER_TRAIN`` may be TrainingSampler, RepeatFactorTrainingSampler or ClassAwareSampler.
 
     Args:
         cfg: a config with ``MODEL.LONG_TAIL``.
@@ -129,14 +128,11 @@ def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record]) -> torchdata.Sa
         return TrainingSampler(len(dataset), seed=seed)
     if name == "RepeatFactorTrainingSampler":
         return RepeatFactorTrainingSampler(repeat_factors(cfg, dataset), seed=seed)
-    if name == "RandomSubsetTrainingSampler":
-        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
-        return RandomSubsetTrainingSampler(len(dataset), ratio, seed_shuffle=seed, seed_subset=seed)
     if name == "ClassAwareSampler":
         return ClassAwareSampler(_classes_of_all(dataset, with_crowd=False), seed=seed)
     raise InputError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; there are TrainingSampler, RepeatFactorTrainingSampler, "
-        f"RandomSubsetTrainingSampler and ClassAwareSampler."
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; there are TrainingSampler, RepeatFactorTrainingSampler "
+        f"and ClassAwareSampler."
     )
 
 

@@ -1,0 +1,167 @@
+"""The packed form of a json on disk: never stale, never half written, never in the way."""
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from eql_d2.data import cache
+from eql_d2.data.lvis import load_lvis
+from tests.data.conftest import annotation
+
+
+@pytest.fixture(autouse=True)
+def _cache_everything(monkeypatch, tmp_path):
+    """Cache jsons of any size, and keep the user's cache folder out of it."""
+    monkeypatch.setattr(cache, "MIN_CACHED_BYTES", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
+    monkeypatch.delenv(cache.ENVIRONMENT_VARIABLE, raising=False)
+    cache._load_table.cache_clear()
+    yield
+    cache._load_table.cache_clear()
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """A list that grows by one each time a json is parsed."""
+    calls, parse = [], cache.parse_annotations
+
+    def counting(*args):
+        calls.append(args[1])
+        return parse(*args)
+
+    monkeypatch.setattr(cache, "parse_annotations", counting)
+    return calls
+
+
+def load(path):
+    """Load as another process would."""
+    cache._load_table.cache_clear()
+    return list(load_lvis(path, "images"))
+
+
+def beside(path):
+    return Path(f"{path}.eql_d2_cache")
+
+
+def test_second_load_does_not_parse(save, content, parsed):
+    path = save(content)
+    first = load(path)
+    assert beside(path).is_file() and len(parsed) == 1
+    assert load(path) == first and len(parsed) == 1
+
+
+def test_same_records_with_and_without_cache(save, content, monkeypatch):
+    path = save(content)
+    load(path)
+    cached = load(path)
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, "off")
+    assert load(path) == cached
+
+
+def test_changed_json_is_never_stale(save, content, parsed):
+    path = save(content)
+    load(path)
+    before = os.stat(path)
+    content["annotations"][0]["bbox"][0] = 7
+    save(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert os.stat(path).st_size == before.st_size
+    assert load(path)[2]["annotations"][0]["bbox"][0] == 7
+    assert len(parsed) == 2
+    load(path)
+    assert len(parsed) == 2, "the new cache took the old one's place"
+
+
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "a byte altered": lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
+    "the footer altered": lambda data: data[:-1] + b"?",
+    "something else": lambda data: b"not a cache at all" * 10,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_cache_is_rebuilt_with_a_warning(save, content, parsed, caplog, damage):
+    path = save(content)
+    first = load(path)
+    whole = beside(path).read_bytes()
+    beside(path).write_bytes(DAMAGES[damage](whole))
+    assert load(path) == first
+    assert f"{beside(path)} is damaged" in caplog.text
+    assert beside(path).read_bytes() == whole and len(parsed) == 2
+
+
+def test_folder_of_the_json_is_not_writable(save, content, parsed, monkeypatch, tmp_path):
+    path = save(content)
+    # A folder in the cache file's place cannot be replaced by a file, whoever the user is.
+    beside(path).mkdir()
+    (beside(path) / "occupied").touch()
+    first = load(path)
+    assert load(path) == first and len(parsed) == 1
+    assert len(list((tmp_path / "user_cache" / "eql_d2").iterdir())) == 1
+
+
+def test_nothing_is_writable(save, content, parsed, monkeypatch, tmp_path):
+    path = save(content)
+    (tmp_path / "a_file").touch()
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "a_file" / "folder"))
+    first = load(path)
+    assert load(path) == first and len(parsed) == 2
+    assert not beside(path).exists()
+
+
+def test_chosen_folder(save, content, monkeypatch, tmp_path):
+    path = save(content)
+    monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "chosen"))
+    load(path)
+    assert len(list((tmp_path / "chosen").iterdir())) == 1 and not beside(path).exists()
+
+
+def test_no_temporary_file_remains_after_a_failure(save, content, monkeypatch, tmp_path):
+    path = save(content)
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.os, "replace", no_space)
+        records = load(path)
+    assert len(records) == 4
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file()) == ["train.json"]
+
+
+def test_small_json_is_not_cached(save, content, monkeypatch):
+    monkeypatch.setattr(cache, "MIN_CACHED_BYTES", 2**20)
+    path = save(content)
+    load(path)
+    assert not beside(path).exists()
+
+
+def test_mapped_records_reach_a_process_that_was_not_forked(save, content):
+    path = save(content)
+    load(path)
+    cache._load_table.cache_clear()
+    records = load_lvis(path, "images")
+    sent = pickle.dumps(records)
+    assert list(pickle.loads(sent)) == list(records)
+    content["annotations"].append(annotation(6, 25, 9))
+    load(save(content))
+    with pytest.raises(RuntimeError, match="was replaced while it was in use"):
+        pickle.loads(sent)
+
+
+def count_annotations(path):
+    return sum(len(record["annotations"]) for record in load_lvis(path, "images"))
+
+
+def test_four_processes_at_once(save, content):
+    content["annotations"] = [annotation(i, 12, 4) for i in range(3000)]
+    path = save(content)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert pool.map(count_annotations, [path] * 4, chunksize=1) == [3000] * 4
+    assert sorted(entry.name for entry in Path(path).parent.iterdir()) == ["train.json", "train.json.eql_d2_cache"]
+    assert load(path) == list(load_lvis(path, "images"))
