@@ -29,6 +29,7 @@ class ClassBalancedLoss(ReweightedSoftmaxLoss):
     ):
         if not 0 <= beta < 1:
             raise InputError(f"CLASS_BALANCED's BETA is {beta}; it lies in [0, 1).")
-        counts = frequency.instance_count.double().clamp(min=1)
-        super().__init__(frequency, (1 - beta) / (1 - beta**counts), min_weight, max_weight)
+        super().__init__(frequency, min_weight, max_weight)
         self.beta = beta
+        counts = frequency.instance_count.double().clamp(min=1)
+        self.register_weight((1 - beta) / (1 - beta**counts))

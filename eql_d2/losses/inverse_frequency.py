@@ -26,6 +26,6 @@ class InverseFrequencyLoss(ReweightedSoftmaxLoss):
     def __init__(
         self, frequency: CategoryFrequency, power: float = 1.0, min_weight: float = 0.1, max_weight: float = 5.0
     ):
-        counts = frequency.instance_count.double().clamp(min=1)
-        super().__init__(frequency, counts**-power, min_weight, max_weight)
+        super().__init__(frequency, min_weight, max_weight)
         self.power = power
+        self.register_weight(frequency.instance_count.double().clamp(min=1) ** -power)

@@ -21,8 +21,7 @@ class ReweightedSoftmaxLoss(SoftmaxLoss):
 
     Args:
         frequency: counts of the training set.
-        raw_weight: float64 ``[K]``; divided by its mean, then clipped.
-        min_weight: least weight after that.
+        min_weight: least weight.
         max_weight: largest weight.
 
     Raises:
@@ -31,12 +30,15 @@ class ReweightedSoftmaxLoss(SoftmaxLoss):
 
     needs_frequency = True
 
-    def __init__(self, frequency: CategoryFrequency, raw_weight: Tensor, min_weight: float, max_weight: float):
+    def __init__(self, frequency: CategoryFrequency, min_weight: float, max_weight: float):
         super().__init__(frequency)
         if not 0 <= min_weight <= max_weight:
             raise InputError(f"MIN_WEIGHT is {min_weight} and MAX_WEIGHT {max_weight}; 0 <= MIN_WEIGHT <= MAX_WEIGHT.")
         self.min_weight, self.max_weight = min_weight, max_weight
-        weight = (raw_weight / raw_weight.mean()).clamp(min_weight, max_weight)
+
+    def register_weight(self, raw_weight: Tensor) -> None:
+        """Set the weights to ``raw_weight [K]`` divided by its mean, then clipped."""
+        weight = (raw_weight / raw_weight.mean()).clamp(self.min_weight, self.max_weight)
         self.register_buffer("class_weight", torch.cat([weight, weight.new_ones(1)]).float(), persistent=False)
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:

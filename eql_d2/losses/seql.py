@@ -84,7 +84,9 @@ class SoftmaxEqualizationLossV1(RandomLoss):
             offset = LEFT_OUT * applies.to(logits.dtype).unsqueeze(1)
             gradient = torch.addcmul(logits, left_out, offset, out=left_out)
             # Exponentials that underflow take ten times as long as others: they are kept off, and then set to zero.
-            gradient.sub_(gradient.amax(dim=1, keepdim=True)).clamp_(min=LEAST_LOG)
+            gradient.sub_(gradient.amax(dim=1, keepdim=True))
+            at_target = gradient.gather(1, index)
+            gradient.clamp_(min=LEAST_LOG).scatter_(1, index, at_target)
             total, target_gradient = softmax_gradient_(gradient, index, inside.to(logits.dtype))
             F.threshold_(gradient, LEAST_PROBABILITY, 0.0)
             gradient.scatter_(1, index, target_gradient)
