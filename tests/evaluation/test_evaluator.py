@@ -1,0 +1,292 @@
+"""Streaming, resuming, several processes, COCO sets and sets without annotations."""
+
+import csv
+import json
+import logging
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.structures import Boxes, Instances
+from pycocotools import mask as mask_util
+from torch import nn
+
+from eql_d2.config import get_cfg
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.errors import InputError
+from eql_d2.evaluation import COCOEvaluator, LVISEvaluator, build_evaluator, evaluate, evaluate_results
+from tests.evaluation.helpers import HEIGHT, WIDTH, make_detections, make_ground_truth
+
+CATEGORY_IDS = [3 * k + 2 for k in range(8)]
+
+
+class Replay(nn.Module):
+    """A model that returns recorded detections; it fails after ``budget`` images, as if it had been killed."""
+
+    def __init__(self, detections, budget=None, weight=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+        self._detections = detections
+        self.seen = []
+        self.budget = budget
+
+    def forward(self, batch):
+        outputs = []
+        for image in batch:
+            if self.budget is not None and len(self.seen) >= self.budget:
+                raise KeyboardInterrupt
+            self.seen.append(image["image_id"])
+            outputs.append({"instances": to_instances(self._detections, image["image_id"])})
+        return outputs
+
+
+def to_instances(detections, image_id):
+    """Return the detections of one image as a model gives them: corners, contiguous classes, bool masks."""
+    own = [record for record in detections if record["image_id"] == image_id]
+    boxes = torch.tensor([record["bbox"] for record in own]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    instances = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(boxes))
+    instances.scores = torch.tensor([record["score"] for record in own], dtype=torch.float32)
+    instances.pred_classes = torch.tensor(
+        [CATEGORY_IDS.index(record["category_id"]) for record in own], dtype=torch.int64
+    )
+    if own and "segmentation" in own[0]:
+        masks = [mask_util.decode(record["segmentation"]) for record in own]
+        instances.pred_masks = torch.from_numpy(np.stack(masks)).bool()
+    return instances
+
+
+def make_loader(ground_truth):
+    """Return a test loader whose mapper records which images were read."""
+    records = [{"image_id": image["id"]} for image in ground_truth["images"]]
+    read = []
+
+    def mapper(record):
+        read.append(record["image_id"])
+        return record
+
+    return build_detection_test_loader(records, mapper=mapper, num_workers=0), read
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A registered LVIS-format set with ids that have gaps, and detections with float32 scores."""
+    rng = np.random.default_rng(0)
+    ground_truth = make_ground_truth(rng, num_images=6)
+    detections = make_detections(rng, ground_truth, per_image=20)
+    for record in detections:
+        record["score"] = float(np.float32(record["score"]))
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(ground_truth))
+    name = f"evaluator_{tmp_path.name}"
+    MetadataCatalog.get(name).set(
+        json_file=str(path),
+        thing_classes=[category["name"] for category in ground_truth["categories"]],
+        thing_dataset_id_to_contiguous_id={category_id: k for k, category_id in enumerate(CATEGORY_IDS)},
+    )
+    yield name, ground_truth, detections
+    MetadataCatalog.remove(name)
+
+
+def percent(ground_truth, detections, task, **options):
+    """Return the metrics that an evaluator should report."""
+    return {
+        name: 100 * value for name, value in evaluate_results(ground_truth, detections, task, **options).metrics.items()
+    }
+
+
+def assert_same(results, ground_truth, detections, tasks=("bbox", "segm"), **options):
+    assert list(results) == list(tasks)
+    for task in tasks:
+        expected = percent(ground_truth, detections, task, **options)
+        assert list(results[task])[: len(expected)] == list(expected)
+        actual = [results[task][name] for name in expected]
+        np.testing.assert_allclose(actual, list(expected.values()), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
+def test_results_and_files(scene, tmp_path, backend, caplog):
+    name, ground_truth, detections = scene
+    counts = CategoryFrequency.from_counts(range(8), range(10, 18), num_images=50, groups="rrrccfff")
+    evaluator = LVISEvaluator(name, str(tmp_path / "out"), frequency=counts, fixed=True, backend=backend)
+    model = Replay(detections).train()
+    results = evaluate(model, make_loader(ground_truth)[0], evaluator)
+    assert model.training
+    assert_same(results, ground_truth, detections)
+    fixed = percent(ground_truth, detections, "segm", fixed=True)
+    assert results["segm"]["APr-fixed"] == pytest.approx(fixed["APr"])
+    submission = json.loads((tmp_path / "out" / "lvis_instances_results.json").read_text())
+    assert len(submission) == len(detections)
+    assert set(submission[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+    assert_same({task: percent(ground_truth, submission, task) for task in ("bbox", "segm")}, ground_truth, detections)
+    with (tmp_path / "out" / "per_category_ap.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows] == list("rrrccfff")
+    assert [int(row["train_images"]) for row in rows] == list(range(8))
+    assert [int(row["train_instances"]) for row in rows] == list(range(10, 18))
+    assert {"bbox_AP", "segm_AP", "bbox_AP-fixed", "segm_AP-fixed"} < set(rows[0]) and rows[-1]["segm_AP"] == "n/a"
+    assert json.loads((tmp_path / "out" / "per_category_ap.json").read_text())[-1]["segm_AP"] is None
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "lvis_instances_results.json",
+        "per_category_ap.csv",
+        "per_category_ap.json",
+    ]
+    print_csv_format(results)
+
+
+def test_detectron2_loop_temporary_folder_and_cap(scene):
+    name, ground_truth, detections = scene
+    evaluator = LVISEvaluator(name, max_detections=7, tasks=("bbox",))
+    results = inference_on_dataset(Replay(detections), make_loader(ground_truth)[0], evaluator)
+    assert_same(results, ground_truth, detections, ("bbox",), max_detections=7)
+
+
+@pytest.mark.parametrize("half_a_line", [False, True])
+def test_resume_after_interruption(scene, tmp_path, half_a_line):
+    name, ground_truth, detections = scene
+    loader, read = make_loader(ground_truth)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Replay(detections, budget=4), loader, LVISEvaluator(name, str(tmp_path)))
+    if half_a_line:
+        path = tmp_path / "predictions" / "rank0.jsonl"
+        path.write_bytes(path.read_bytes()[:-9])
+    read.clear()
+    model = Replay(detections)
+    results = evaluate(model, loader, LVISEvaluator(name, str(tmp_path)), resume=True)
+    remaining = [image["id"] for image in ground_truth["images"]][3 if half_a_line else 4 :]
+    assert model.seen == remaining and read == remaining
+    assert_same(results, ground_truth, detections)
+
+
+def test_resume_with_any_loader(scene, tmp_path):
+    name, ground_truth, detections = scene
+    batches = [[{"image_id": image["id"]} for image in ground_truth["images"][i : i + 2]] for i in (0, 2, 4)]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Replay(detections, budget=4), batches, LVISEvaluator(name, str(tmp_path)))
+    model = Replay(detections)
+    assert_same(evaluate(model, batches, LVISEvaluator(name, str(tmp_path)), resume=True), ground_truth, detections)
+    assert len(model.seen) == 2
+
+
+@pytest.mark.parametrize("what", ["weights", "fingerprint", "no resume"])
+def test_stale_predictions_are_not_used(scene, tmp_path, what):
+    name, ground_truth, detections = scene
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Replay(detections[::2], budget=4), make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)))
+    model = Replay(detections, weight=2.0 if what == "weights" else 1.0)
+    evaluator = LVISEvaluator(name, str(tmp_path), fingerprint="other" if what == "fingerprint" else "")
+    results = evaluate(model, make_loader(ground_truth)[0], evaluator, resume=what != "no resume")
+    assert len(model.seen) == 6
+    assert_same(results, ground_truth, detections)
+
+
+def test_set_without_annotations(scene, tmp_path, caplog):
+    name, ground_truth, detections = scene
+    for content in ({**ground_truth, "annotations": []}, {k: v for k, v in ground_truth.items() if k != "annotations"}):
+        (tmp_path / "gt.json").write_text(json.dumps(content))
+        with caplog.at_level(logging.WARNING, "detectron2.eql_d2.evaluation"):
+            evaluator = LVISEvaluator(name, str(tmp_path))
+            assert evaluate(Replay(detections), make_loader(ground_truth)[0], evaluator) == {}
+        assert "has no annotations, so no AP is computed" in caplog.text
+        assert len(json.loads((tmp_path / "lvis_instances_results.json").read_text())) == len(detections)
+        caplog.clear()
+
+
+def test_no_detections_and_no_masks(scene, tmp_path, caplog):
+    name, ground_truth, detections = scene
+    results = evaluate(Replay([]), make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)))
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == 0
+    boxes = [{key: value for key, value in record.items() if key != "segmentation"} for record in detections]
+    results = evaluate(Replay(boxes), make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)))
+    assert_same(results, ground_truth, detections, ("bbox",))
+
+
+def test_metadata_without_id_map(scene, tmp_path):
+    name, ground_truth, detections = scene
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.clear()
+    results = evaluate(Replay(detections), make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)))
+    assert_same(results, ground_truth, detections)
+
+
+def test_wrong_training_set_and_missing_json(scene, tmp_path):
+    name, _, _ = scene
+    with pytest.raises(InputError, match=r"3 categories.*has 8"):
+        LVISEvaluator(name, frequency=CategoryFrequency.from_counts([1, 2, 3], num_images=9))
+    with pytest.raises(InputError, match="no such file"):
+        LVISEvaluator(name, json_file=str(tmp_path / "absent.json"))
+
+
+def test_build_evaluator(scene, tmp_path):
+    name, ground_truth, detections = scene
+    MetadataCatalog.get(name).evaluator_type = "lvis"
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 9
+    cfg.MODEL.LONG_TAIL.EVALUATOR = "lvis"
+    evaluator = build_evaluator(cfg, name)
+    assert type(evaluator) is LVISEvaluator and evaluator.backend == "lvis" and evaluator.tasks == ("bbox",)
+    results = evaluate(Replay(detections), make_loader(ground_truth)[0], evaluator)
+    assert_same(results, ground_truth, detections, ("bbox",), max_detections=9)
+    assert (tmp_path / "inference" / name / "lvis_instances_results.json").is_file()
+    cfg.MODEL.LONG_TAIL.AP_FIXED = cfg.MODEL.MASK_ON = True
+    cfg.TEST.DETECTIONS_PER_IMAGE = 1000
+    evaluator = build_evaluator(cfg, name)
+    assert evaluator.fixed and evaluator.max_detections == 300 and evaluator.tasks == ("bbox", "segm")
+    with pytest.raises(InputError, match="evaluator_type None"):
+        build_evaluator(cfg, "never registered")
+
+
+def test_coco_set(scene, tmp_path):
+    name, ground_truth, detections = scene
+    MetadataCatalog.get(name).evaluator_type = "coco"
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = True
+    frequency = CategoryFrequency.from_counts([1, 5, 9, 20, 60, 200, 300, 400], num_images=500)
+    evaluator = build_evaluator(cfg, name, str(tmp_path), frequency)
+    assert type(evaluator) is COCOEvaluator
+    results = evaluate(Replay(detections), make_loader(ground_truth)[0], evaluator)
+    letters = dict(zip(CATEGORY_IDS, "rrrccfff"))
+    options = {"protocol": "coco", "max_detections": 100, "groups": letters}
+    assert_same(results, ground_truth, detections, **options)
+    assert (tmp_path / "coco_instances_results.json").is_file() and (tmp_path / "per_category_ap.csv").is_file()
+
+
+def run_rank(rank, folder):
+    """One of three processes that go on with an evaluation: two images are left for rank 1, none for rank 2."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=3)
+    ground_truth = json.loads((folder / "gt.json").read_text())
+    detections = json.loads((folder / "detections.json").read_text())
+    MetadataCatalog.get("ranks").json_file = str(folder / "gt.json")
+    evaluator = LVISEvaluator("ranks", str(folder / "out"))
+    images = [{"image_id": image["id"]} for image in ground_truth["images"]]
+    model = Replay(detections)
+    results = evaluate(model, [[image] for image in (images[:4], images[4:], [])[rank]], evaluator, resume=True)
+    (folder / f"results{rank}.json").write_text(json.dumps([results, model.seen]))
+    dist.destroy_process_group()
+
+
+def test_processes(scene, tmp_path):
+    """Three processes, one without an image, go on after a run on more; the results file is that of one process."""
+    name, ground_truth, detections = scene
+    alone = evaluate(Replay(detections), make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path / "alone")))
+    (tmp_path / "detections.json").write_text(json.dumps(detections))
+    MetadataCatalog.get("ranks").json_file = str(tmp_path / "gt.json")
+    with pytest.raises(KeyboardInterrupt):
+        loader = make_loader(ground_truth)[0]
+        evaluate(Replay(detections, budget=3), loader, LVISEvaluator("ranks", str(tmp_path / "out")))
+    predictions = tmp_path / "out" / "predictions"
+    (predictions / "rank0.jsonl").rename(predictions / "rank5.jsonl")
+    # The server imports once what each process needs; it starts before the evaluator's threads exist in it.
+    multiprocessing.set_forkserver_preload(["eql_d2.evaluation.evaluator", "tests.evaluation.test_evaluator"])
+    torch.multiprocessing.start_processes(run_rank, (tmp_path,), nprocs=3, start_method="forkserver")
+    outcomes = [json.loads((tmp_path / f"results{rank}.json").read_text()) for rank in range(3)]
+    assert [len(seen) for _, seen in outcomes] == [1, 2, 0]
+    assert outcomes[1][0] == outcomes[2][0] == {}
+    np.testing.assert_equal(outcomes[0][0], {task: dict(values) for task, values in alone.items()})
+    files = [tmp_path / folder / "lvis_instances_results.json" for folder in ("alone", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
