@@ -15,6 +15,13 @@ def add_eql_config(cfg: CN) -> None:
 
     # The classifier loss: a name in CLASSIFIER_LOSS_REGISTRY. Its settings are in the node of the same name below.
     node.LOSS = "SOFTMAX"
+    # Which parameters are trained: "all"; "classifier", the last linear layer of each stage and no other (cRT, BAGS,
+    # ACSL); or "scale", one factor per logit of a frozen classifier (LWS). All else is frozen, with the statistics of
+    # its norm layers.
+    node.TRAINABLE = "all"
+    # Where the classifier starts when MODEL.WEIGHTS is loaded: "keep" (from the weights, which must fit) or "reset" (at
+    # random, with the loss's bias and without what a loss had accumulated). A resumed run goes on with its own.
+    node.INIT_CLASSIFIER = "keep"
     # A json with the category counts to use instead of those of DATASETS.TRAIN: a training json in LVIS or COCO format,
     # or the category_frequency.json that training writes. For inference where the training json is absent.
     node.FREQUENCY = ""
@@ -195,6 +202,9 @@ def _add_calibration_settings(node: CN) -> None:
     node.CALIBRATION = CN()
     # A name in CALIBRATION_REGISTRY ("NORCAL", "LOGN"), or "" for none. Its settings are in the node of the same name.
     node.CALIBRATION.NAME = ""
+    # tau-normalisation: each class's weights are divided by their norm to this power, and its bias is dropped; in [0, 1],
+    # 0 is off. It comes before the calibration above.
+    node.CALIBRATION.TAU = 0.0
 
     node.CALIBRATION.NORCAL = CN()
     # Scores of a class are divided by its image count to this power; to be tuned on held-out data, 0 is off.
