@@ -35,6 +35,11 @@ def add_eql_config(cfg: CN) -> None:
     # of 300.
     node.AP_FIXED = False
 
+    node.TAU_NORM = CN()
+    # tau-normalisation of a trained classifier at test time: each class's weights are divided by their norm to this
+    # power, and its bias is dropped. In [0, 1]; 0 is off. It comes before CALIBRATION.
+    node.TAU_NORM.TAU = 0.0
+
     _add_loss_settings(node)
     _add_calibration_settings(node)
 
@@ -202,16 +207,14 @@ def _add_calibration_settings(node: CN) -> None:
     node.CALIBRATION = CN()
     # A name in CALIBRATION_REGISTRY ("NORCAL", "LOGN"), or "" for none. Its settings are in the node of the same name.
     node.CALIBRATION.NAME = ""
-    # tau-normalisation: each class's weights are divided by their norm to this power, and its bias is dropped; in [0, 1],
-    # 0 is off. It comes before the calibration above.
-    node.CALIBRATION.TAU = 0.0
 
     node.CALIBRATION.NORCAL = CN()
     # Scores of a class are divided by its image count to this power; to be tuned on held-out data, 0 is off.
     node.CALIBRATION.NORCAL.GAMMA = 0.6
 
     node.CALIBRATION.LOGN = CN()
-    # File with the mean and standard deviation of each logit over a data set, written by LogitStatistics.save.
+    # File with the mean and standard deviation of each logit over a data set, written by tools/calibrate.py; for a
+    # cascade, the file of the first stage, with those of the others beside it.
     node.CALIBRATION.LOGN.STATISTICS = ""
 
 
