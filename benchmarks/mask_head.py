@@ -30,8 +30,8 @@ CHANNELS = 256
 SIDE = 28
 NUM_CLASSES = (80, 1230, 5000, 13000, 20000)
 NUM_CLASSES_WHOLE_HEAD = (80, 1230)
-#: Logits, their gradient and two more of their size inside the convolution are alive at once.
-COPIES_OF_THE_LOGITS = 4
+#: The logits and their gradient are alive at once.
+COPIES_OF_THE_LOGITS = 2
 TOLERANCE = 1e-5
 
 
