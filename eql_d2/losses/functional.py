@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+#: Exponents below this one count as minus infinity where many are expected, and what their exponentials do not exceed.
+#: Numbers that underflow take a processor ten times as long as others, and add nothing.
+LEAST_EXPONENT = -60.0
+LEAST_EXPONENTIAL = 1e-26
+
 
 class LossTerms(NamedTuple):
     """A loss summed over regions and columns, and what its gradient adds up to in each column.
@@ -154,11 +159,19 @@ def focal_cross_entropy(
         # d/dz of p^g softplus(z) is p^g (g (1 - p) softplus(z) + p).
         loss = F.softplus(logits)
         gradient = (1 - probability).mul_(loss).mul_(gamma).add_(probability)
-        modulation = probability.pow_(gamma).mul_(1 - alpha if weight is None else (1 - alpha) * weight)
+        modulation = _power_(probability, gamma).mul_(1 - alpha if weight is None else (1 - alpha) * weight)
         loss.mul_(modulation)
         gradient.mul_(modulation)
         targets = (index, inside, *_focal_targets(logits.gather(1, index), index, gamma, alpha, weight))
     return _finish(logits, loss, gradient, targets, with_sums)
+
+
+def _power_(probability: Tensor, gamma: Union[float, Tensor]) -> Tensor:
+    """Return ``probability [R, C]`` to the power gamma (one, or one for each column), in place."""
+    if not isinstance(gamma, Tensor):
+        return probability.pow_(gamma)
+    exponential = probability.log_().mul_(gamma).clamp_(min=LEAST_EXPONENT).exp_()
+    return F.threshold_(exponential, LEAST_EXPONENTIAL, 0.0)
 
 
 def _focal_targets(
@@ -204,7 +217,7 @@ def softmax_cross_entropy(
     return LossTerms(attach_gradient(logits, total, gradient), *sums)
 
 
-def softmax_gradient_(logits: Tensor, index: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
+def softmax_gradient_(logits: Tensor, index: Tensor, weight: Tensor, drop_least: bool = False) -> Tuple[Tensor, Tensor]:
     """Replace logits by the gradient of their weighted cross-entropy, all but its target entries.
 
     In place, since on a CPU a fresh ``[R, C]`` tensor costs as much as the arithmetic on it.
@@ -213,13 +226,18 @@ def softmax_gradient_(logits: Tensor, index: Tensor, weight: Tensor) -> Tuple[Te
         logits: ``[R, C]``, rows may be strided; overwritten by ``w_r softmax(logits)``.
         index: int64 ``[R, 1]``, target columns.
         weight: ``[R, 1]``.
+        drop_least: make probabilities below 1e-26 of the largest one zero; for logits many of which are far below.
 
     Returns:
         The loss, summed over the regions, and the gradient of the target entries ``[R, 1]``.
     """
     logits.sub_(logits.amax(dim=1, keepdim=True))
     at_target = logits.gather(1, index)
-    total = logits.exp_().sum(dim=1, keepdim=True)
+    if drop_least:
+        F.threshold_(logits.clamp_(min=LEAST_EXPONENT).exp_(), LEAST_EXPONENTIAL, 0.0)
+    else:
+        logits.exp_()
+    total = logits.sum(dim=1, keepdim=True)
     at_target = at_target - total.log()
     logits.mul_(weight / total)
     return -(weight * at_target).sum(), weight * torch.expm1(at_target)

@@ -14,9 +14,6 @@ from eql_d2.losses.state import RandomLoss
 
 #: Added to the logits of classes that are left out.
 LEFT_OUT = -1e7
-#: Least logit below the largest one that counts, and a bit more than its exponential: lesser probabilities are zero.
-LEAST_LOG = -60.0
-LEAST_PROBABILITY = 1e-26
 
 
 @CLASSIFIER_LOSS_REGISTRY.register("SEQL")
@@ -83,12 +80,7 @@ class SoftmaxEqualizationLossV1(RandomLoss):
             applies = (gt_classes < self.num_classes) | (not self.exclude_background)
             offset = LEFT_OUT * applies.to(logits.dtype).unsqueeze(1)
             gradient = torch.addcmul(logits, left_out, offset, out=left_out)
-            # Exponentials that underflow take ten times as long as others: they are kept off, and then set to zero.
-            gradient.sub_(gradient.amax(dim=1, keepdim=True))
-            at_target = gradient.gather(1, index)
-            gradient.clamp_(min=LEAST_LOG).scatter_(1, index, at_target)
-            total, target_gradient = softmax_gradient_(gradient, index, inside.to(logits.dtype))
-            F.threshold_(gradient, LEAST_PROBABILITY, 0.0)
+            total, target_gradient = softmax_gradient_(gradient, index, inside.to(logits.dtype), drop_least=True)
             gradient.scatter_(1, index, target_gradient)
         return mean_over_regions(attach_gradient(logits, total, gradient), len(logits))
 

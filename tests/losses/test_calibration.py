@@ -101,7 +101,7 @@ def test_bad_settings(tmp_path):
     broken.write_text("no statistics")
     with pytest.raises(InputError, match="holds no statistics"):
         LogN(9, str(broken))
-    with pytest.raises(InputError, match="CALIBRATION.NAME is 'NORCALL'.*Did you mean 'NORCAL'"):
+    with pytest.raises(InputError, match=r"CALIBRATION.NAME is 'NORCALL'.*Did you mean 'NORCAL'"):
         build_calibration("NORCALL", 9, {})
     with pytest.raises(InputError, match="NorCal needs the images"):
         NorCal(9)
