@@ -1,30 +1,72 @@
 """Every config: a leaf of a few lines that builds its model, with the loss, heads and masks that its name says."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 import eql_d2.modeling  # noqa: F401
+from eql_d2.config import get_cfg
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.engine import load_config
 from eql_d2.engine.trainer import describe_experiment
+from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics
 from tests.conftest import CONFIGS
 
 LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
+#: Folders of the configs that are no method's.
+SETS = ("mini", "real")
+LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
+CALIBRATIONS = {name.lower() for name, _ in CALIBRATION_REGISTRY}
+#: What is done with a softmax classifier that is trained already: MODEL.LONG_TAIL.TRAINABLE of each protocol.
+PROTOCOLS = {"crt": "classifier", "lws": "scale"}
+
+
+@cache
+def load(path):
+    """Return a config; shared, so not to be changed."""
+    return load_config(str(path))
+
+
+def is_leaf_of_a_set(path) -> bool:
+    return path.parent.name in SETS
+
+
+def method_of(path) -> str:
+    """Return the method that a leaf's folder, in ``mini`` and ``real`` its name, stands for."""
+    if not is_leaf_of_a_set(path):
+        return path.parent.name
+    name = path.stem.replace("demo_", "").replace("cascade_", "")
+    methods = [method for method in LOSSES | CALIBRATIONS | set(PROTOCOLS) if f"{name}_".startswith(f"{method}_")]
+    return max(methods, key=len)
+
+
+def stage1_of(path):
+    """Return the config whose result a leaf starts from, by the naming rule; ``None`` for one-stage leaves."""
+    if method_of(path) not in {*CALIBRATIONS, *PROTOCOLS} and not path.stem.endswith("_stage2"):
+        node = load(path).MODEL.LONG_TAIL
+        if node.TRAINABLE == "all":
+            return None
+    if is_leaf_of_a_set(path):
+        return path.with_name("softmax.yaml")
+    return path.parent.parent / "softmax" / path.name.replace("_stage2", "")
 
 
 @pytest.fixture(scope="module")
-def frequency_file(tmp_path_factory):
-    """Return a function that writes long-tailed counts of K classes and returns the file."""
-    folder = tmp_path_factory.mktemp("frequency")
+def counts_folder(tmp_path_factory):
+    """Return a function that writes long-tailed counts and logit statistics of K classes, and returns their folder."""
+    root = tmp_path_factory.mktemp("frequency")
 
-    def write(num_classes: int) -> str:
-        path = folder / f"{num_classes}.json"
-        counts = [max(1, int(2000 * 0.99**j)) for j in range(num_classes)]
-        CategoryFrequency.from_counts(counts, num_images=57263).save(path)
-        return str(path)
+    def write(num_classes: int):
+        folder = root / str(num_classes)
+        if not folder.exists():
+            folder.mkdir()
+            counts = [max(1, int(2000 * 0.99**j)) for j in range(num_classes)]
+            CategoryFrequency.from_counts(counts, num_images=57263).save(folder / "frequency.json")
+            LogitStatistics(num_classes + 1).save(folder / "statistics.pth")
+        return folder
 
     return write
 
@@ -40,27 +82,71 @@ def _skip_initial_values():
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_leaf(path, frequency_file):
+def test_leaf(path, counts_folder):
     content = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     assert len(content) <= 14, f"{path} is no leaf: {len(content)} lines"
-    cfg = load_config(str(path), ["MODEL.DEVICE", "cpu"])
-    cfg.MODEL.LONG_TAIL.FREQUENCY = frequency_file(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    cfg = load(path).clone()
+    cfg.MODEL.DEVICE = "cpu"
+    folder = counts_folder(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    node = cfg.MODEL.LONG_TAIL
+    node.FREQUENCY = str(folder / "frequency.json")
+    if node.CALIBRATION.LOGN.STATISTICS:
+        node.CALIBRATION.LOGN.STATISTICS = str(folder / "statistics.pth")
     model = build_model(cfg)
     losses = describe_experiment(cfg, model)["classifier_losses"]
     heads = cfg.MODEL.ROI_HEADS.NAME
     assert len(losses) == (3 if heads == "LongTailCascadeROIHeads" else 1)
     # Folder and loss agree, so that nobody trains EQL for EQL v2.
-    folder = path.parent.name
-    method = folder if folder not in ("mini", "real") else path.stem.replace("demo_", "").replace("cascade_", "")
-    assert method.startswith(losses[0]["loss"].lower())
+    method = method_of(path)
+    assert losses[0]["loss"].lower() == (method if method in LOSSES else "softmax")
+    assert node.CALIBRATION.NAME.lower() == (method if method in CALIBRATIONS else "")
+    assert method not in PROTOCOLS or PROTOCOLS[method] == node.TRAINABLE
     assert model.roi_heads.num_classes == losses[0]["num_classes"]
     assert ("FPN" in path.name) <= (cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone")
+    assert ("mask_rcnn" in path.name or is_leaf_of_a_set(path)) == model.roi_heads.mask_on
+    assert ("cascade" in path.name) == (heads == "LongTailCascadeROIHeads")
     for depth in (50, 101):
-        assert (f"R_{depth}_" in path.name) <= (cfg.MODEL.RESNETS.DEPTH == depth)
+        assert (f"_{depth}_" in path.name) <= (depth == cfg.MODEL.RESNETS.DEPTH)
+    resnets = cfg.MODEL.RESNETS
+    groups = (64, 4, False) if "X_101_64x4d" in path.name else (1, 64, resnets.STRIDE_IN_1X1)
+    assert groups == (resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP, resnets.STRIDE_IN_1X1)
     if "paper" in path.name:
         assert cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK and cfg.SOLVER.IMS_PER_BATCH == 32
-    if folder not in ("mini", "real"):
-        assert cfg.MODEL.WEIGHTS.startswith("detectron2://") and cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    if not is_leaf_of_a_set(path):
+        assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+        assert cfg.MODEL.WEIGHTS.startswith(("detectron2://", "catalog://")) or stage1_of(path)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_second_stages_start_from_the_first(path):
+    """Stage 2 of ``<method>/<name>_stage2.yaml``, and a calibration, look where ``softmax/<name>.yaml`` writes."""
+    cfg = load(path)
+    first = stage1_of(path)
+    if first is None:
+        assert cfg.MODEL.LONG_TAIL.TRAINABLE == "all"
+        return
+    first_cfg = load(first)
+    assert first_cfg.MODEL.LONG_TAIL.LOSS == "SOFTMAX" and first_cfg.MODEL.LONG_TAIL.TRAINABLE == "all"
+    assert f"{first_cfg.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
+    for key in ("ROI_HEADS", "RESNETS", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        ours, theirs = cfg.MODEL[key].clone(), first_cfg.MODEL[key].clone()
+        if key == "ROI_HEADS":
+            ours.SCORE_THRESH_TEST = theirs.SCORE_THRESH_TEST
+        assert ours == theirs, key
+    assert cfg.SOLVER.IMS_PER_BATCH == first_cfg.SOLVER.IMS_PER_BATCH
+
+
+def test_output_folders_follow_the_config_s_path():
+    """Where a config names its OUTPUT_DIR, it is ``output/<path of the config>``: no two stages share a folder."""
+    default = get_cfg().OUTPUT_DIR
+    for path in LEAVES:
+        folder = load(path).OUTPUT_DIR
+        if folder != default:
+            assert folder == f"output/{path.relative_to(CONFIGS).with_suffix('')}"
+
+
+def test_every_method_has_a_mini_leaf():
+    assert {method_of(path) for path in LEAVES if path.parent.name == "mini"} == LOSSES | CALIBRATIONS | set(PROTOCOLS)
 
 
 def test_the_paper_s_schedule_is_25_epochs():
@@ -70,11 +156,22 @@ def test_the_paper_s_schedule_is_25_epochs():
     assert [round(epoch * per_epoch) for epoch in (16, 22)] == list(cfg.SOLVER.STEPS)
 
 
+@pytest.mark.parametrize(
+    "base", ["LVISv0.5/Base-1x", "LVISv0.5/Base-2x", "LVISv0.5/Base-coco-1x", "LVISv1/Base-1x", "LVISv1/Base-2x"]
+)
+def test_schedules_count_epochs(base):
+    images = 56740 if "v0.5" in base else 99388
+    epochs, *steps = (24, 16, 22) if "2x" in base else (12, 8, 11)
+    solver = load(CONFIGS / f"{base}.yaml").SOLVER
+    assert abs(solver.MAX_ITER - epochs * images / 16) <= 0.5
+    assert all(abs(a - b * images / 16) <= 0.5 for a, b in zip(solver.STEPS, steps))
+
+
 def test_every_protocol_states_its_world_size():
     """Fewer GPUs must not silently mean a smaller batch per learning rate."""
     for path in LEAVES:
-        if path.parent.name not in ("mini", "real"):
-            cfg = load_config(str(path))
+        if not is_leaf_of_a_set(path):
+            cfg = load(path)
             assert cfg.SOLVER.IMS_PER_BATCH == 2 * cfg.SOLVER.REFERENCE_WORLD_SIZE, path
 
 
