@@ -20,8 +20,8 @@ LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.starts
 SETS = ("mini", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
 CALIBRATIONS = {name.lower() for name, _ in CALIBRATION_REGISTRY}
-#: What is done with a softmax classifier that is trained already: MODEL.LONG_TAIL.TRAINABLE of each protocol.
-PROTOCOLS = {"crt": "classifier", "lws": "scale"}
+#: What is done with a softmax classifier that is trained already: (TRAINABLE, INIT_CLASSIFIER) of each protocol.
+PROTOCOLS = {"crt": ("classifier", "reset"), "lws": ("scale", "keep"), "tau_norm": ("all", "keep")}
 
 
 @cache
@@ -100,7 +100,14 @@ def test_leaf(path, counts_folder):
     method = method_of(path)
     assert losses[0]["loss"].lower() == (method if method in LOSSES else "softmax")
     assert node.CALIBRATION.NAME.lower() == (method if method in CALIBRATIONS else "")
-    assert method not in PROTOCOLS or PROTOCOLS[method] == node.TRAINABLE
+    if method in PROTOCOLS and "coco" not in path.name:
+        assert PROTOCOLS[method] == (node.TRAINABLE, node.INIT_CLASSIFIER)
+    assert (node.TAU_NORM.TAU > 0) == (method == "tau_norm")
+    # Stage 1 has a softmax's K + 1 logits; a classifier of another width cannot start from them.
+    if node.TRAINABLE != "all" and node.INIT_CLASSIFIER == "keep":
+        assert losses[0]["num_logits"] == losses[0]["num_classes"] + 1
+    if cfg.MODEL.WEIGHTS.startswith("detectron2://COCO"):
+        assert node.INIT_CLASSIFIER == "reset"
     assert model.roi_heads.num_classes == losses[0]["num_classes"]
     assert ("FPN" in path.name) <= (cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone")
     assert ("mask_rcnn" in path.name or is_leaf_of_a_set(path)) == model.roi_heads.mask_on

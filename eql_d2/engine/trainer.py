@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import weakref
@@ -13,16 +14,18 @@ import detectron2
 import torch
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 import eql_d2
-import eql_d2.modeling  # noqa: F401  (registers the meta architecture and the heads)
+import eql_d2.modeling
 from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.protocol import check_protocol, freeze
 from eql_d2.errors import InputError
-from eql_d2.evaluation import build_evaluator
+from eql_d2.evaluation import build_evaluator, evaluate
 from eql_d2.losses import ClassifierLoss
 
 logger = logging.getLogger("detectron2.eql_d2")
@@ -68,8 +71,24 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True):
-        """Same as ``DefaultTrainer.resume_or_load``; a checkpoint to resume from must fit the model in every shape."""
-        self.checkpointer.require_classifier = resume and self.checkpointer.has_checkpoint()
+        """Same as ``DefaultTrainer.resume_or_load``; a checkpoint to resume from must fit the model in every shape.
+
+        ``MODEL.LONG_TAIL.INIT_CLASSIFIER`` says what becomes of the classifier in ``MODEL.WEIGHTS``; a checkpoint that
+        is resumed from has its own.
+
+        Raises:
+            InputError: if the weights are missing or do not fit, or if most of the model is to stay as it is
+                (``MODEL.LONG_TAIL.TRAINABLE``) and there are no weights.
+        """
+        resumes = resume and self.checkpointer.has_checkpoint()
+        self.checkpointer.require_classifier = resumes
+        self.checkpointer.start = None if resumes else self.cfg
+        trainable = self.cfg.MODEL.LONG_TAIL.TRAINABLE
+        if not resumes and trainable != "all" and not self.cfg.MODEL.WEIGHTS:
+            raise InputError(
+                f"MODEL.LONG_TAIL.TRAINABLE is {trainable!r} and MODEL.WEIGHTS is empty; set it to the weights of a "
+                f"trained detector, or train both stages with tools/train_two_stage.py."
+            )
         super().resume_or_load(resume)
 
     def train(self):
@@ -89,6 +108,14 @@ class Trainer(DefaultTrainer):
         return ret
 
     @classmethod
+    def build_model(cls, cfg):
+        """Build the model, with all frozen but what ``MODEL.LONG_TAIL.TRAINABLE`` names."""
+        check_protocol(cfg)
+        model = super().build_model(cfg)
+        freeze(model, cfg.MODEL.LONG_TAIL.TRAINABLE)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg):
         return build_train_loader(cfg)
 
@@ -104,11 +131,31 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None) -> Dict[str, Any]:
-        """Same as ``DefaultTrainer.test``; writes the metrics of the main process to ``OUTPUT_DIR/results.json``."""
-        results = super().test(cfg, model, evaluators)
+        """Evaluate on each of ``DATASETS.TEST``; the main process writes the metrics to ``OUTPUT_DIR/results.json``.
+
+        An evaluation that was interrupted goes on at the next image if weights and settings are the same.
+
+        Args:
+            evaluators: one per data set; built by :meth:`build_evaluator` if not given.
+
+        Returns:
+            The metrics of the data set, by data set if there are several; empty on other processes.
+        """
+        results = cls._evaluate(cfg, model, evaluators or [cls.build_evaluator(cfg, n) for n in cfg.DATASETS.TEST])
         if comm.is_main_process():
             write_results(cfg, model, results)
         return results
+
+    @classmethod
+    def _evaluate(cls, cfg, model, evaluators) -> Dict[str, Any]:
+        _share_batch_norm(model)
+        results = OrderedDict()
+        for dataset_name, evaluator in zip(cfg.DATASETS.TEST, evaluators):
+            results[dataset_name] = evaluate(model, cls.build_test_loader(cfg, dataset_name), evaluator, resume=True)
+            if results[dataset_name]:
+                logger.info("Results of %s:", dataset_name)
+                print_csv_format(results[dataset_name])
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def test_with_TTA(cls, cfg, model) -> Dict[str, Any]:
@@ -120,22 +167,40 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
             for name in cfg.DATASETS.TEST
         ]
-        results = DefaultTrainer.test.__func__(cls, cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        results = cls._evaluate(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         results = OrderedDict((f"{key}_TTA", value) for key, value in results.items())
         if comm.is_main_process():
             write_results(cfg, model, results)
         return results
 
 
+def _share_batch_norm(model: torch.nn.Module) -> None:
+    """Give every rank the batch norm statistics of rank 0, which are those of the checkpoint.
+
+    Ranks train with ``broadcast_buffers=False``: each keeps the statistics of its own images, and an evaluation that is
+    shared among them would be of several slightly different models.
+    """
+    if comm.get_world_size() > 1:
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                for buffer in module.buffers(recurse=False):
+                    torch.distributed.broadcast(buffer, src=0)
+
+
 def describe_experiment(cfg, model) -> Dict[str, Any]:
     """Return what makes a number repeatable: the loss of each classifier with its settings, versions, seed."""
     losses = [module.describe() for module in model.modules() if isinstance(module, ClassifierLoss)]
+    node = cfg.MODEL.LONG_TAIL
     return {
         "classifier_losses": losses,
         "seed": cfg.SEED,
         "max_iter": cfg.SOLVER.MAX_ITER,
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
         "weights": cfg.MODEL.WEIGHTS,
+        "trainable": node.TRAINABLE,
+        "init_classifier": node.INIT_CLASSIFIER,
+        "tau": node.TAU_NORM.TAU,
+        "calibration": {"name": node.CALIBRATION.NAME, **node.CALIBRATION.get(node.CALIBRATION.NAME, {})},
         "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         "versions": {
             "eql_d2": eql_d2.__version__,
@@ -158,10 +223,36 @@ def write_results(cfg, model, results: Dict[str, Any]) -> None:
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     content = json.loads(path.read_text()) if path.is_file() else {}
     content["experiment"] = describe_experiment(cfg, model)
-    content.setdefault("results", {}).update(results)
+    content.setdefault("results", {}).update(_without_nan(results))
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2))
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False))
     temporary.replace(path)
+
+
+def _without_nan(results: Any) -> Any:
+    """Return nested metrics with ``None`` for NaN, a group without ground truth: NaN is no json."""
+    if isinstance(results, dict):
+        return {key: _without_nan(value) for key, value in results.items()}
+    return None if isinstance(results, float) and math.isnan(results) else results
+
+
+def load_trained_model(cfg, resume: bool, purpose: str) -> torch.nn.Module:
+    """Build the model and load ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``.
+
+    Args:
+        cfg: of the model.
+        resume: whether the last checkpoint comes first.
+        purpose: what the weights are for, for the message where there are none.
+
+    Raises:
+        InputError: for weights that are missing or do not fit.
+    """
+    model = Trainer.build_model(cfg)
+    checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, require_classifier=True)
+    if not (cfg.MODEL.WEIGHTS or (resume and checkpointer.has_checkpoint())):
+        raise InputError(f"{purpose} needs weights: set MODEL.WEIGHTS, or --resume for the last checkpoint.")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return model
 
 
 def run(cfg, args) -> Dict[str, Any]:
@@ -174,11 +265,7 @@ def run(cfg, args) -> Dict[str, Any]:
         InputError: for weights that are missing or do not fit.
     """
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, require_classifier=True)
-        if not (cfg.MODEL.WEIGHTS or args.resume and checkpointer.has_checkpoint()):
-            raise InputError("--eval-only needs weights: set MODEL.WEIGHTS, or --resume for the last checkpoint.")
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        model = load_trained_model(cfg, args.resume, "--eval-only")
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))

@@ -3,9 +3,9 @@
 import os
 import time
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
-from eql_d2.data.mini import generate_mini_dataset
+from eql_d2.data.mini import STAMP, generate_mini_dataset
 from eql_d2.experiments.jobs import ROOT, Job, run_jobs
 
 METRICS = ("AP", "APr", "APc", "APf")
@@ -25,7 +25,8 @@ def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path
     """
     start = time.monotonic()
     print(f"Data: {data_dir}", flush=True)
-    generate_mini_dataset(data_dir)
+    if not (data_dir / STAMP).is_file():
+        generate_mini_dataset(data_dir)
     environment = {"DETECTRON2_DATASETS": str(data_dir.resolve().parent)}
     jobs = [
         Job(method, ROOT / f"configs/mini/demo_{method}.yaml", output_dir / method, opts, environment)
@@ -53,11 +54,16 @@ def comparison_table(results: Dict[str, Dict]) -> str:
     columns = [(kind, metric) for kind in kinds for metric in METRICS]
     names = {"bbox": "box", "segm": "mask"}
     rows = [["method"] + [f"{names[kind]} {metric}" for kind, metric in columns], ["---"] * (len(columns) + 1)]
-    rows += [[method] + [f"{r[kind][metric]:.1f}" for kind, metric in columns] for method, r in results.items()]
+    rows += [[method] + [_number(r[kind][metric]) for kind, metric in columns] for method, r in results.items()]
     first, last = list(results)[0], list(results)[-1]
-    differences = [results[last][kind][metric] - results[first][kind][metric] for kind, metric in columns]
-    rows.append([f"{last} - {first}"] + [f"{difference:+.1f}" for difference in differences])
+    pairs = [(results[first][kind][metric], results[last][kind][metric]) for kind, metric in columns]
+    rows.append([f"{last} - {first}"] + [_number(None if None in pair else pair[1] - pair[0], "+") for pair in pairs])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _number(value: Optional[float], sign: str = "") -> str:
+    """Return ``value`` with one decimal, ``n/a`` for ``None``."""
+    return "n/a" if value is None else f"{value:{sign}.1f}"
 
 
 def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_threshold: float = 0.3) -> Path:

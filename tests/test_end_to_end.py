@@ -1,0 +1,167 @@
+"""The tools as a user runs them: processes of their own, a generated data set, no network, no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eql_d2.data.mini import generate_mini_dataset
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.end_to_end
+
+SMALL = [
+    "MODEL.ROI_HEADS.NUM_CLASSES", 12,
+    "SOLVER.IMS_PER_BATCH", 4,
+    "SOLVER.MAX_ITER", 6,
+    "SOLVER.CHECKPOINT_PERIOD", 3,
+    "SOLVER.STEPS", "(5,)",
+    "DATALOADER.NUM_WORKERS", 0,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory) -> Path:
+    """A folder that holds a generated set of 12 classes as ``mini``."""
+    folder = tmp_path_factory.mktemp("datasets")
+    generate_mini_dataset(folder / "mini", num_classes=12, num_train=60, num_val=16, num_test=4, image_size=96)
+    return folder
+
+
+def start(datasets, command):
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def tool(datasets, *command, status=0) -> str:
+    """Run a tool of this repository, check its exit status, return what it printed."""
+    process = start(datasets, [sys.executable, *command])
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == status, output
+    return output
+
+
+def train(datasets, output_dir, *arguments, config="mini/eql.yaml", status=0) -> str:
+    command = ["tools/train_net.py", "--config-file", f"configs/{config}", *arguments]
+    return tool(datasets, *command, *SMALL, "OUTPUT_DIR", output_dir, status=status)
+
+
+def results_of(output_dir):
+    return json.loads((Path(output_dir) / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(datasets, tmp_path_factory):
+    """The output folder of six iterations of EQL, and what the run printed."""
+    output_dir = tmp_path_factory.mktemp("trained")
+    return output_dir, train(datasets, output_dir)
+
+
+def test_training_leaves_what_a_user_looks_for(trained):
+    output_dir, printed = trained
+    assert "Classifier loss: loss=EQL" in printed and "num_tail_classes=" in printed and "eta:" in printed
+    metrics = [json.loads(line) for line in (output_dir / "metrics.json").read_text().splitlines()]
+    assert max(line["iteration"] for line in metrics) >= 5 and all(line.get("total_loss", 1) > 0 for line in metrics)
+    assert {"bbox/AP", "segm/APr", "loss_cls", "loss_mask"} <= set().union(*metrics)
+    assert list(output_dir.glob("events.out.tfevents.*"))
+    content = results_of(output_dir)
+    loss = content["experiment"]["classifier_losses"][0]
+    assert loss["loss"] == "EQL" and loss["lambda_"] == 0.0345 and 0 < loss["num_tail_classes"] < 12
+    for kind in ("bbox", "segm"):
+        assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"} <= set(content["results"][kind])
+    assert len(json.loads((output_dir / "category_frequency.json").read_text())["image_count"]) == 12
+    assert not list(output_dir.glob("*.tmp*"))
+
+
+def test_eval_only_gives_the_same_ap(trained, datasets, tmp_path):
+    output_dir, _ = trained
+    train(datasets, tmp_path, "--eval-only", "MODEL.WEIGHTS", output_dir / "model_final.pth")
+    assert results_of(tmp_path)["results"] == results_of(output_dir)["results"]
+
+
+def test_inference_without_the_training_set(trained, datasets, tmp_path):
+    """The counts that training wrote stand in for a training json that is absent."""
+    output_dir, _ = trained
+    (tmp_path / "mini").mkdir()
+    for name in ("val.json", "val", "test.json", "test"):
+        (tmp_path / "mini" / name).symlink_to(datasets / "mini" / name)
+    registered = [["mini_val", "mini/val.json", "mini/val"]]
+    arguments = ["--eval-only", "MODEL.WEIGHTS", output_dir / "model_final.pth", "MODEL.LONG_TAIL.DATASETS", registered]
+    frequency = ["MODEL.LONG_TAIL.FREQUENCY", output_dir / "category_frequency.json"]
+    train(tmp_path, tmp_path / "output", *arguments, *frequency)
+    assert results_of(tmp_path / "output")["results"] == results_of(output_dir)["results"]
+
+
+def test_resume_goes_on_from_the_last_checkpoint(trained, datasets, tmp_path):
+    """A run that is killed after iteration 3 and resumed saves at the same iterations as one that was not."""
+    output_dir, _ = trained
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    (tmp_path / "model_0000002.pth").write_bytes((output_dir / "model_0000002.pth").read_bytes())
+    printed = train(datasets, tmp_path, "--resume", "TEST.EVAL_PERIOD", 100)
+    assert "Starting training from iteration 3" in printed
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 5
+
+
+def test_two_processes_on_cpus(datasets, tmp_path):
+    """Two gloo processes train, and evaluate to the same AP as one process does with their weights."""
+    printed = train(datasets, tmp_path / "two", "--num-gpus", 2, "--dist-url", "auto")
+    assert "World size: 2" in printed
+    train(datasets, tmp_path / "one", "--eval-only", "MODEL.WEIGHTS", tmp_path / "two" / "model_final.pth")
+    assert results_of(tmp_path / "one")["results"] == results_of(tmp_path / "two")["results"]
+
+
+def test_torchrun(datasets, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "tools/train_net.py"]
+    command = [*launcher, "--config-file", "configs/mini/cascade_eql.yaml", *SMALL, "OUTPUT_DIR", tmp_path]
+    printed = tool(datasets, *command)
+    assert "World size: 2" in printed
+    assert len(results_of(tmp_path)["experiment"]["classifier_losses"]) == 3
+
+
+def test_a_set_without_annotations_gives_a_submission(trained, datasets, tmp_path):
+    output_dir, _ = trained
+    arguments = ["--eval-only", "MODEL.WEIGHTS", output_dir / "model_final.pth", "DATASETS.TEST", "('mini_test',)"]
+    printed = train(datasets, tmp_path, *arguments)
+    assert "no annotations" in printed
+    submission = json.loads((tmp_path / "inference/mini_test/lvis_instances_results.json").read_text())
+    images = {image["id"] for image in json.loads((datasets / "mini/test.json").read_text())["images"]}
+    assert submission and {detection["image_id"] for detection in submission} == images
+    assert all({"bbox", "score", "category_id", "segmentation"} <= set(detection) for detection in submission)
+    assert {d["category_id"] for d in submission} <= set(range(1, 13))
+
+
+def test_test_time_augmentation(trained, datasets, tmp_path):
+    output_dir, _ = trained
+    arguments = ["--eval-only", "MODEL.WEIGHTS", output_dir / "model_final.pth", "TEST.AUG.ENABLED", True]
+    train(datasets, tmp_path, *arguments, "TEST.AUG.MIN_SIZES", "(96, 128)", "TEST.AUG.MAX_SIZE", 128)
+    results = results_of(tmp_path)["results"]
+    assert set(results) == {"bbox", "segm", "bbox_TTA", "segm_TTA"} and results["bbox_TTA"]["AP"] >= 0
+
+
+def test_broken_weights_are_named(datasets, tmp_path):
+    (tmp_path / "half.pth").write_bytes(b"PK\x03\x04 half a file")
+    printed = train(datasets, tmp_path / "output", "MODEL.WEIGHTS", tmp_path / "half.pth", status=2)
+    assert "half.pth" in printed and "Traceback" not in printed
+
+
+def test_the_demonstration(datasets, tmp_path):
+    """Six iterations of what `make demo` runs; a second call only prints the table again."""
+    command = ["tools/demo_mini.py", "--output", tmp_path, "--data", datasets / "mini"]
+    printed = tool(datasets, *command, *SMALL)
+    assert "| sigmoid |" in printed and "| eql |" in printed and "| eql - sigmoid |" in printed
+    assert (tmp_path / "detections.png").stat().st_size > 10_000
+    before = (tmp_path / "eql/model_final.pth").stat().st_mtime_ns
+    assert "| eql - sigmoid |" in tool(datasets, *command, *SMALL)
+    assert (tmp_path / "eql/model_final.pth").stat().st_mtime_ns == before
