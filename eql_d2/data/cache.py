@@ -15,14 +15,20 @@ import stat
 import struct
 import tempfile
 import zlib
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, List, Optional, Tuple
+from typing import BinaryIO, Iterator, List, Optional, Tuple
 
 import msgspec
 
 from eql_d2.data.annotations import AnnotationFile, PathLike, parse_annotations, readable_json
 from eql_d2.data.records import AnnotationTable, Header, pack
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -52,20 +58,54 @@ def load_table(json_file: PathLike) -> AnnotationTable:
 @lru_cache(maxsize=4)
 def _load_table(path: str, json_file: str, _inode: int, size: int, _modified: int, _changed: int) -> AnnotationTable:
     locations = _cache_files(path) if size >= MIN_CACHED_BYTES else []
-    if locations:
-        with readable_json(json_file):
-            checksum = file_checksum(path)
-        for location in locations:
-            table = _read_cache(location, checksum)
-            if table is not None:
-                logger.info(f"Using {location} instead of parsing {json_file}.")
-                return table
-    with readable_json(json_file), open(path, "rb") as file:
+    with readable_json(json_file):
+        if not locations:
+            return _parse(path, json_file, locations)
+        checksum = file_checksum(path)
+        table = _find_cached(locations, checksum, json_file)
+        if table is None:
+            with _one_process_at_a_time(path) as waited:
+                table = _find_cached(locations, checksum, json_file) if waited else None
+                table = _parse(path, json_file, locations) if table is None else table
+    return table
+
+
+def _find_cached(locations: List[Path], checksum: str, json_file: str) -> Optional[AnnotationTable]:
+    for location in locations:
+        table = _read_cache(location, checksum)
+        if table is not None:
+            logger.info(f"Using {location} instead of parsing {json_file}.")
+            return table
+    return None
+
+
+def _parse(path: str, json_file: str, locations: List[Path]) -> AnnotationTable:
+    with open(path, "rb") as file:
         encoded = file.read()
     checksum = hashlib.sha256(encoded).hexdigest()
     table = _build(parse_annotations(encoded, json_file), checksum, json_file, locations)
     _warn_of_losses(table.header, json_file)
     return table
+
+
+@contextmanager
+def _one_process_at_a_time(path: str) -> Iterator[bool]:
+    """Hold a lock on a json while its cache is built, and yield whether another process had it first.
+
+    The processes of a run start together; one of them parses and the others take its cache. Where files cannot be
+    locked they all parse, which costs time and nothing else. The lock of a process that dies is free.
+    """
+    waited = False
+    with open(path, "rb") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waited = True
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                logger.info(f"{path} cannot be locked ({error.strerror}).")
+        yield waited
 
 
 def file_checksum(path: PathLike) -> str:

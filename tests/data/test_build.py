@@ -86,6 +86,7 @@ def test_training_examples(cfg):
 def test_worker_processes(cfg, coco_root):
     cfg.DATALOADER.NUM_WORKERS = 2
     assert len(first_ids(build_train_loader(cfg), 3)) == 3
+    cfg.DATALOADER.NUM_WORKERS = 1  # torch waits five seconds for each worker after an error
     (coco_root / "val2017" / "000000000025.jpg").unlink()
     with pytest.raises(InputError) as raised:
         list(build_test_loader(cfg, "gappy"))

@@ -154,14 +154,32 @@ def test_mapped_records_reach_a_process_that_was_not_forked(save, content):
         pickle.loads(sent)
 
 
-def count_annotations(path):
-    return sum(len(record["annotations"]) for record in load_lvis(path, "images"))
+def load_and_report(path, barrier, results):
+    """Put the number of annotations into a queue; the log of who parses is the file that ``parse`` appends to."""
+    barrier.wait()
+    results.put(sum(len(record["annotations"]) for record in load_lvis(path, "images")))
 
 
-def test_four_processes_at_once(save, content):
+def test_four_processes_at_once(save, content, monkeypatch, tmp_path):
+    parse = cache.parse_annotations
+    log = tmp_path.parent / f"{tmp_path.name}_parsed"
+
+    def logging_parse(*args):
+        with log.open("a") as file:
+            file.write("parsed\n")
+        return parse(*args)
+
+    monkeypatch.setattr(cache, "parse_annotations", logging_parse)
     content["annotations"] = [annotation(i, 12, 4) for i in range(3000)]
     path = save(content)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        assert pool.map(count_annotations, [path] * 4, chunksize=1) == [3000] * 4
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=load_and_report, args=(path, barrier, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [3000] * 4
+    for process in processes:
+        process.join()
+    assert log.read_text() == "parsed\n", "one process parses, the others take its cache"
     assert sorted(entry.name for entry in Path(path).parent.iterdir()) == ["train.json", "train.json.eql_d2_cache"]
     assert load(path) == list(load_lvis(path, "images"))
