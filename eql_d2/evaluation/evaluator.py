@@ -248,8 +248,8 @@ def has_annotations(path: str) -> bool:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             start = content.find(b'"annotations"')
-            value = content[start + len(b'"annotations"') :][:64] if start >= 0 else b""
-    return start >= 0 and not value.replace(b" ", b"").startswith(b":[]")
+            value = content[start : start + 256]
+    return start >= 0 and not b"".join(value.split()).startswith(b'"annotations":[]')
 
 
 def _annotation_file(metadata, json_file: Optional[str]) -> str:

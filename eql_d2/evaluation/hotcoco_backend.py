@@ -1,4 +1,4 @@
-"""Curves by hotcoco, a Rust evaluator. The json files are parsed in Rust too: no Python object per detection."""
+"""Precision and recall by hotcoco, in Rust. It parses the json files too: no Python object for each detection."""
 
 import os
 from typing import Any, List
@@ -22,7 +22,7 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
         detections = _load_detections(ground_truth, prepared, max_detections, source_name(results, "results"))
     if per_category:
         _drop_beyond(detections, per_category)
-    detections = _with_positive_area(detections)
+    detections = _with_positive_area(detections, source_name(results, "results"))
     if max_detections < 0 or max_detections > 300:
         # Mark them as capped, or hotcoco applies its default of 300 once more.
         detections = detections.cap_detections_per_image(None)
@@ -82,6 +82,8 @@ def _load_detections(ground_truth, results: Results, cap: int, source: str):
 
 def _check_ids(ground_truth, detections, source: str) -> None:
     """Check that every detection is of an image of the set, and that not all are of unknown categories."""
+    if not detections.load_warnings:  # hotcoco has seen no unknown id
+        return
     all_ids = detections.get_ann_ids()
     known = detections.get_ann_ids(img_ids=ground_truth.get_img_ids())
     if len(known) < len(all_ids):
@@ -90,14 +92,12 @@ def _check_ids(ground_truth, detections, source: str) -> None:
             f"{source}: image_id {stranger['image_id']} of a detection is not in the annotations; do the results "
             f"belong to this data set?"
         )
-    if all_ids and not detections.get_ann_ids(cat_ids=ground_truth.get_cat_ids()):
+    if not detections.get_ann_ids(cat_ids=ground_truth.get_cat_ids()):
         stranger = detections.load_anns(all_ids[:1])[0]
         raise InputError(
             f"{source}: no category_id of the detections is in the annotations (the first is "
             f"{stranger['category_id']}); the ids must be those of the annotation file, which usually begin at 1."
         )
-    if len(detections.get_ann_ids(area_rng=[-np.inf, np.inf])) < len(all_ids):
-        raise InputError(f"{source}: some detections lack the 'bbox' or 'segmentation' that the first one has.")
 
 
 def _drop_beyond(detections, limit: int) -> None:
@@ -113,23 +113,31 @@ def _drop_beyond(detections, limit: int) -> None:
         detections.update_anns(ids=surplus, area=np.zeros(len(surplus)))
 
 
-def _with_positive_area(detections):
-    """Drop empty masks and boxes without width, as lvis does after the cap per image: they would be false positives."""
-    if not detections.get_ann_ids(area_rng=[-np.inf, 0.0]):
+def _with_positive_area(detections, source: str):
+    """Drop empty masks and boxes without width, as lvis does after the cap per image: they would be false positives.
+
+    Raises:
+        InputError: if a detection has no area, because it lacks what the first one has.
+    """
+    positive = [float(np.nextafter(0.0, 1.0)), float("inf")]
+    num_detections = len(detections.get_ann_ids())
+    num_positive = len(detections.get_ann_ids(area_rng=positive))
+    if num_positive == num_detections:
         return detections
-    smallest = float(np.nextafter(0.0, 1.0))
-    return detections.filter(area_rng=[smallest, np.finfo(np.float64).max], drop_empty_images=False)
+    if num_positive + len(detections.get_ann_ids(area_rng=[-float("inf"), 0.0])) < num_detections:
+        raise InputError(f"{source}: some detections lack the 'bbox' or 'segmentation' that the first one has.")
+    return detections.filter(area_rng=positive, drop_empty_images=False)
 
 
 def _curves(ground_truth, evaluation) -> Curves:
-    """Run hotcoco's evaluation and take the curves at the largest cap out of it."""
+    """Run hotcoco's evaluation and take precision and recall at the largest cap out of it."""
     evaluation.evaluate()
     evaluation.accumulate()
     accumulated = evaluation.eval
     category_ids = list(evaluation.params.cat_ids)
     records = ground_truth.cats
     return Curves(
-        accumulated["precision"][..., -1],
+        accumulated["precision"][..., -1].mean(axis=1),
         accumulated["recall"][..., -1],
         [records[i] for i in category_ids],
         [len(ground_truth.get_img_ids(cat_ids=[i])) for i in category_ids],

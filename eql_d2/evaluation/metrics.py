@@ -14,11 +14,12 @@ NOT_AVAILABLE = "n/a"
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """What an evaluator computes before anything is averaged.
+    """What an evaluator computes of each category.
 
     Attributes:
-        precision: float64 ``[10 IoU thresholds, 101 recalls, K, 4 areas]``; -1 where there is no ground truth.
-        recall: float64 ``[10 IoU thresholds, K, 4 areas]``; -1 where there is no ground truth.
+        precision: float64 ``[10 IoU thresholds, K, 4 areas]``, the mean over the 101 recalls; -1 for a category without
+            ground truth of that size.
+        recall: float64 ``[10 IoU thresholds, K, 4 areas]``; -1 likewise.
         categories: the K category records of the annotation file, by ascending id.
         image_counts: images of the evaluated set that show each category, K numbers.
     """
@@ -51,11 +52,11 @@ def summarize(curves: Curves, groups: Sequence[str], max_detections: int) -> Dic
     metrics = {"AP": mean_of_valid(precision[..., 0])}
     for threshold in (0.5, 0.75):
         row = int(np.flatnonzero(np.isclose(IOU_THRESHOLDS, threshold))[0])
-        metrics[f"AP{threshold * 100:.0f}"] = mean_of_valid(precision[row, ..., 0])
+        metrics[f"AP{threshold * 100:.0f}"] = mean_of_valid(precision[row, :, 0])
     for i, area in enumerate(AREAS[1:], 1):
         metrics[f"AP{area[0]}"] = mean_of_valid(precision[..., i])
     for group in "rcf":
-        metrics[f"AP{group}"] = mean_of_valid(precision[:, :, letters == group, 0])
+        metrics[f"AP{group}"] = mean_of_valid(precision[:, letters == group, 0])
     cap = f"@{max_detections}" if max_detections >= 0 else ""
     for i, area in enumerate(AREAS):
         metrics[f"AR{area[0] if i else ''}{cap}"] = mean_of_valid(recall[..., i])
@@ -64,7 +65,7 @@ def summarize(curves: Curves, groups: Sequence[str], max_detections: int) -> Dic
 
 def category_ap(curves: Curves) -> np.ndarray:
     """Return AP of each category at all areas, float64 ``[K]`` in [0, 1]; NaN without ground truth."""
-    return np.array([mean_of_valid(curves.precision[:, :, k, 0]) for k in range(curves.precision.shape[2])])
+    return np.array([mean_of_valid(curves.precision[:, k, 0]) for k in range(curves.precision.shape[1])])
 
 
 def resolve_groups(curves: Curves, groups: Mapping[int, str] = ()) -> List[str]:

@@ -1,4 +1,4 @@
-"""Curves by the reference programs: lvis 0.5.3 for the LVIS protocol, pycocotools for COCO's."""
+"""Precision and recall by the reference programs: lvis 0.5.3 for the LVIS protocol, pycocotools for COCO's."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
     evaluation.evaluate()
     evaluation.accumulate()
     return Curves(
-        evaluation.eval["precision"],
+        evaluation.eval["precision"].mean(axis=1),
         evaluation.eval["recall"],
         *_categories(content, evaluation.params.cat_ids),
     )
@@ -72,7 +72,7 @@ def coco_curves(annotations: Any, results: Results, iou_type: str, max_detection
         evaluation.evaluate()
         evaluation.accumulate()
     return Curves(
-        evaluation.eval["precision"][..., -1],
+        evaluation.eval["precision"][..., -1].mean(axis=1),
         evaluation.eval["recall"][..., -1],
         *_categories(content, evaluation.params.catIds),
     )
@@ -130,12 +130,15 @@ def _prepare(results: Results, content: Dict[str, Any], iou_type: str, source: s
     """Return the detections as dicts of their own, without boxes for mask evaluation, their images checked."""
     detections = load_detections(results)
     known = {image["id"] for image in content["images"]}
+    shape = "bbox" if iou_type == "bbox" and detections and "bbox" in detections[0] else "segmentation"
     for detection in detections:
         if detection["image_id"] not in known:
             raise InputError(
                 f"{source}: image_id {detection['image_id']} of a detection is not in the annotations; do the results "
                 f"belong to this data set?"
             )
+        if shape not in detection:
+            raise InputError(f"{source}: some detections lack the 'bbox' or 'segmentation' that the first one has.")
         if math.isnan(detection["score"]):
             raise InputError(f"{source}: a detection of image_id {detection['image_id']} has the score NaN.")
     categories = {category["id"] for category in content["categories"]}

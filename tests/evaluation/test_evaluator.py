@@ -186,8 +186,9 @@ def test_stale_predictions_are_not_used(scene, tmp_path, what):
 
 def test_set_without_annotations(scene, tmp_path, caplog):
     name, ground_truth, detections = scene
-    for content in ({**ground_truth, "annotations": []}, {k: v for k, v in ground_truth.items() if k != "annotations"}):
-        (tmp_path / "gt.json").write_text(json.dumps(content))
+    without = {key: value for key, value in ground_truth.items() if key != "annotations"}
+    for content in (without, {**ground_truth, "annotations": []}):
+        (tmp_path / "gt.json").write_text(json.dumps(content, indent=1))
         with caplog.at_level(logging.WARNING, "detectron2.eql_d2.evaluation"):
             evaluator = LVISEvaluator(name, str(tmp_path))
             assert evaluate(Replay(detections), make_loader(ground_truth)[0], evaluator) == {}

@@ -114,6 +114,8 @@ def test_damaged_results(files, tmp_path, backend):
     assert "no category_id" in message([{**detections[0], "category_id": 0}])
     assert "no 'score'" in message([{key: value for key, value in detections[0].items() if key != "score"}])
     assert "NaN" in message([{**detections[0], "score": float("nan")}])
+    mask_only = [{key: value for key, value in detections[1].items() if key != "bbox"}]
+    assert "first one has" in message([detections[0], *mask_only], iou_type=["bbox"])
     boxes = [{key: value for key, value in record.items() if key != "segmentation"} for record in detections]
     assert "no 'segmentation'" in message(boxes, iou_type=["segm"])
     assert "neither 'bbox' nor" in message([{"image_id": 11, "category_id": 2, "score": 0.5}])
