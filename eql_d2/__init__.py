@@ -5,3 +5,11 @@ without Detectron2, everything else asks for it when it is imported.
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "Predictor":
+        from eql_d2.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

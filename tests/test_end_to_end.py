@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
@@ -148,6 +149,31 @@ def test_test_time_augmentation(trained, datasets, tmp_path):
     train(datasets, tmp_path, *arguments, "TEST.AUG.MIN_SIZES", "(96, 128)", "TEST.AUG.MAX_SIZE", 128)
     results = results_of(tmp_path)["results"]
     assert set(results) == {"bbox", "segm", "bbox_TTA", "segm_TTA"} and results["bbox_TTA"]["AP"] >= 0
+
+
+def test_prediction_on_images_and_video(trained, datasets, tmp_path):
+    """demo/demo.py draws a folder and a video, with the config and the counts that training left, and no data set."""
+    output_dir, _ = trained
+    images = sorted((datasets / "mini/val").iterdir())[:3]
+    (tmp_path / "images").mkdir()
+    for image in images:
+        (tmp_path / "images" / image.name).symlink_to(image)
+    video = cv2.VideoWriter(str(tmp_path / "in.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, (96, 96))
+    for image in images:
+        video.write(cv2.imread(str(image)))
+    video.release()
+    config = ["demo/demo.py", "--config-file", output_dir / "config.yaml", "--confidence-threshold", 0.0]
+    weights = ["--opts", "MODEL.WEIGHTS", output_dir / "model_final.pth"]
+    results = ["--output", tmp_path / "drawn", "--results", tmp_path / "results.json", "--batch-size", 2]
+    tool(tmp_path, *config, "--input", tmp_path / "images", *results, *weights)
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [image.name for image in images]
+    assert (cv2.imread(str(tmp_path / "drawn" / images[0].name)) != cv2.imread(str(images[0]))).any()
+    detections = json.loads((tmp_path / "results.json").read_text())
+    assert {detection["image_id"] for detection in detections} == {1, 2, 3} and detections[0]["segmentation"]
+    tool(tmp_path, *config, "--video-input", tmp_path / "in.mp4", "--output", tmp_path / "out.mp4", *weights)
+    assert cv2.VideoCapture(str(tmp_path / "out.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    printed = tool(tmp_path, *config, "--input", tmp_path / "absent.jpg", *results, *weights, status=2)
+    assert "absent.jpg" in printed and "Traceback" not in printed
 
 
 def test_broken_weights_are_named(datasets, tmp_path):

@@ -81,7 +81,7 @@ def setup(args) -> CfgNode:
         InputError: for anything in the config that the user can mend.
     """
     cfg = load_config(args.config_file, args.opts)
-    _choose_device(cfg)
+    choose_device(cfg)
     register_from_config(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
@@ -89,7 +89,7 @@ def setup(args) -> CfgNode:
     return cfg
 
 
-def _choose_device(cfg: CfgNode) -> None:
+def choose_device(cfg: CfgNode) -> None:
     """Fall back to the CPU where the config asks for CUDA and there is none, and say so."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         if comm.is_main_process():
