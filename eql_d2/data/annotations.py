@@ -45,7 +45,7 @@ class Annotation(msgspec.Struct, gc=False):
     bbox: Tuple[float, float, float, float]
     segmentation: msgspec.Raw = msgspec.Raw()
     keypoints: Optional[List[float]] = None
-    iscrowd: Optional[int] = None
+    iscrowd: Union[int, bool, None] = None
     ignore: int = 0
 
 
@@ -75,7 +75,7 @@ class AnnotationFile(msgspec.Struct):
         return letters if all(letter in GROUPS for letter in letters) else None
 
 
-class UncompressedRLE(msgspec.Struct, tag_field=None):
+class RunLengthMask(msgspec.Struct):
     """A mask as COCO's json holds it: run lengths, as numbers or compressed to a string."""
 
     size: Tuple[int, int]
@@ -83,7 +83,7 @@ class UncompressedRLE(msgspec.Struct, tag_field=None):
 
 
 _FILE_DECODER = msgspec.json.Decoder(AnnotationFile)
-_SEGMENTATION_DECODER = msgspec.json.Decoder(Union[List[List[float]], UncompressedRLE, None])
+_SEGMENTATION_DECODER = msgspec.json.Decoder(Union[List[List[float]], RunLengthMask, None])
 
 
 def parse_annotations(content: bytes, path: PathLike) -> AnnotationFile:
@@ -137,7 +137,7 @@ def decode_segmentation(annotation: Annotation, path: PathLike) -> Union[List[Li
             f"{path}: annotation {annotation.id} has a segmentation that is neither a list of polygons nor a "
             f"run-length mask: {error}."
         ) from None
-    if not isinstance(segmentation, UncompressedRLE):
+    if not isinstance(segmentation, RunLengthMask):
         return segmentation or None
     size = list(segmentation.size)
     if isinstance(segmentation.counts, str):

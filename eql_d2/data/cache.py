@@ -59,14 +59,18 @@ def load_table(json_file: PathLike) -> AnnotationTable:
 def _load_table(path: str, json_file: str, _inode: int, size: int, _modified: int, _changed: int) -> AnnotationTable:
     locations = _cache_files(path) if size >= MIN_CACHED_BYTES else []
     with readable_json(json_file):
-        if not locations:
-            return _parse(path, json_file, locations)
-        checksum = file_checksum(path)
-        table = _find_cached(locations, checksum, json_file)
-        if table is None:
-            with _one_process_at_a_time(path) as waited:
-                table = _find_cached(locations, checksum, json_file) if waited else None
-                table = _parse(path, json_file, locations) if table is None else table
+        table = _find_or_build(path, json_file, locations) if locations else _parse(path, json_file, [])
+    _warn_of_losses(table.header, json_file)
+    return table
+
+
+def _find_or_build(path: str, json_file: str, locations: List[Path]) -> AnnotationTable:
+    checksum = file_checksum(path)
+    table = _find_cached(locations, checksum, json_file)
+    if table is None:
+        with _one_process_at_a_time(path) as waited:
+            table = _find_cached(locations, checksum, json_file) if waited else None
+            table = _parse(path, json_file, locations) if table is None else table
     return table
 
 
@@ -83,9 +87,7 @@ def _parse(path: str, json_file: str, locations: List[Path]) -> AnnotationTable:
     with open(path, "rb") as file:
         encoded = file.read()
     checksum = hashlib.sha256(encoded).hexdigest()
-    table = _build(parse_annotations(encoded, json_file), checksum, json_file, locations)
-    _warn_of_losses(table.header, json_file)
-    return table
+    return _build(parse_annotations(encoded, json_file), checksum, json_file, locations)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def coco_content(content):
         ),
         annotation(7, 25, 7, segmentation={"size": [SIZE, SIZE], "counts": compressed["counts"].decode()}),
         annotation(8, 40, 1, segmentation=[[1, 2, 3, 4]]),
-        annotation(9, 40, 1, segmentation=[]),
+        annotation(9, 40, 1, segmentation=[], iscrowd=False),
         annotation(10, 40, 1, keypoints=[4, 5, 2, 7, 8, 0]),
     ]
     return content
