@@ -106,7 +106,7 @@ def tiny_config(folder: Path, architecture: str = "Mask-R-CNN-FPN", loss: str = 
     """Return the config of a model that trains in a second: ResNet-18, few channels, 64-pixel images."""
     cfg = get_cfg()
     cfg.merge_from_file(str(CONFIGS / f"Base-{architecture}.yaml"))
-    cfg.merge_from_list(
+    settings = (
         ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.LONG_TAIL.LOSS", loss, "SEED", 1]
         + ["MODEL.LONG_TAIL.FREQUENCY", str(folder / "frequency.json")]
         + ["MODEL.LONG_TAIL.EQL.LAMBDA", 0.3]  # common and rare of the 200 training images
@@ -120,8 +120,8 @@ def tiny_config(folder: Path, architecture: str = "Mask-R-CNN-FPN", loss: str = 
         + ["SOLVER.STEPS", (), "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(folder / "output")]
         + ["MODEL.LONG_TAIL.DATASETS", [[f"{folder.name}_train", str(folder / "train.json"), str(folder / "images")]]]
         + ["DATASETS.TRAIN", (f"{folder.name}_train",), "DATASETS.TEST", (f"{folder.name}_train",)]
-        + list(opts)
     )
+    cfg.merge_from_list([*settings, *opts])
     if "FPN" in architecture:
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
     return cfg

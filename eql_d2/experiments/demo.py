@@ -55,7 +55,7 @@ def comparison_table(results: Dict[str, Dict]) -> str:
     names = {"bbox": "box", "segm": "mask"}
     rows = [["method"] + [f"{names[kind]} {metric}" for kind, metric in columns], ["---"] * (len(columns) + 1)]
     rows += [[method] + [_number(r[kind][metric]) for kind, metric in columns] for method, r in results.items()]
-    first, last = list(results)[0], list(results)[-1]
+    first, last = next(iter(results)), list(results)[-1]
     pairs = [(results[first][kind][metric], results[last][kind][metric]) for kind, metric in columns]
     rows.append([f"{last} - {first}"] + [_number(None if None in pair else pair[1] - pair[0], "+") for pair in pairs])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

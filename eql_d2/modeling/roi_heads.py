@@ -69,8 +69,8 @@ class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
     def _init_box_head(cls, cfg, input_shape):
         ret = super()._init_box_head(cfg, input_shape)
         ret["box_predictors"] = [
-            LongTailOutputLayers(cfg, head.output_shape, box2box_transform=predictor.box2box_transform)
-            for head, predictor in zip(ret["box_heads"], ret["box_predictors"])
+            LongTailOutputLayers(cfg, head.output_shape, box2box_transform=predictor.box2box_transform, stage=stage)
+            for stage, (head, predictor) in enumerate(zip(ret["box_heads"], ret["box_predictors"]))
         ]
         return ret
 
@@ -88,7 +88,7 @@ class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
             return super()._forward_box(features, proposals, targets)
         features = [features[name] for name in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
-        scores = None
+        boxes = scores = None
         for stage, predictor in enumerate(self.box_predictor):
             if stage > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)

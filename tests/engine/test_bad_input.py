@@ -37,7 +37,7 @@ def run_tiny(folder, *opts, eval_only=False):
     "opts, words",
     [
         (["MODEL.LONG_TAIL.LOSS", "EQUL"], ["EQUL", "Did you mean 'EQL'", "SOFTMAX"]),
-        (["MODEL.LONG_TAIL.EQL.LAMDA", "0.1"], ["MODEL.LONG_TAIL.EQL.LAMDA", "Did you mean MODEL.LONG_TAIL.EQL.LAMBDA"]),
+        (["MODEL.LONG_TAIL.EQL.LAMDA", "0.1"], ["EQL.LAMDA", "Did you mean MODEL.LONG_TAIL.EQL.LAMBDA?"]),
         (["MODEL.LONGTAIL.LOSS", "EQL"], ["MODEL.LONGTAIL"]),
         (["SOLVER.MAX_ITER", "many"], ["many", "SOLVER.MAX_ITER"]),
         (["SOLVER.MAX_ITER"], ["KEY VALUE", "SOLVER.MAX_ITER"]),
@@ -159,7 +159,7 @@ def test_loss_that_is_not_finite(lvis_folder, monkeypatch):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_exit_status_and_one_line(processes):
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", "absent.yaml"]
-    done = subprocess.run(command + ["--num-gpus", str(processes)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--num-gpus", str(processes)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "error: --config-file absent.yaml: there is no such file." in done.stderr
     assert "Traceback" not in done.stderr

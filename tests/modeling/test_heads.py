@@ -64,7 +64,7 @@ def test_trains_and_infers(lvis_folder, architecture, agnostic_mask, loss):
     assert all(torch.isfinite(value) for value in losses.values())
     assert any(name.startswith("loss_cls") and value > 0 for name, value in losses.items())
     sum(losses.values()).backward()
-    weight = [p for n, p in model.named_parameters() if n.endswith("cls_score.weight")][0]
+    weight = next(p for n, p in model.named_parameters() if n.endswith("cls_score.weight"))
     assert weight.grad.abs().sum() > 0
     model.eval()
     with torch.no_grad():
