@@ -8,7 +8,9 @@ from zipfile import BadZipFile
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 
+from eql_d2.engine.protocol import check_start, drop_classifier
 from eql_d2.errors import InputError
 
 
@@ -17,12 +19,15 @@ class LongTailCheckpointer(DetectionCheckpointer):
 
     Args:
         require_classifier: raise, rather than skip with a warning, where the checkpoint's parameters are of other
-            shapes than the model's: right for evaluating and resuming, not for starting from another data set's model.
+            shapes than the model's: right for evaluating and resuming. What a training may start from is decided by
+            ``start``.
     """
 
     def __init__(self, model, save_dir="", *, require_classifier: bool = False, **kwargs):
         super().__init__(model, save_dir, **kwargs)
         self.require_classifier = require_classifier
+        #: The config of a training that starts from what is loaded; ``None`` for resuming and evaluating.
+        self.start: Optional[CfgNode] = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Same as ``Checkpointer.save``; a run that is killed meanwhile keeps its previous checkpoint."""
@@ -56,7 +61,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         except (EOFError, BadZipFile, pickle.UnpicklingError, UnicodeDecodeError) as error:
             raise InputError(f"MODEL.WEIGHTS {path} is no checkpoint, or an incomplete one ({error}).") from None
         except (AssertionError, OSError) as error:
-            if os.path.isfile(path) or "://" not in path and os.path.exists(path):
+            if os.path.isfile(path) or ("://" not in path and os.path.exists(path)):
                 raise InputError(f"MODEL.WEIGHTS {path} cannot be read ({error}).") from None
             if path.startswith(("http://", "https://", "detectron2://")):
                 raise InputError(_how_to_place_by_hand(path, error)) from None
@@ -67,7 +72,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
             raise InputError(f"MODEL.WEIGHTS {path} is an incomplete checkpoint ({error}).") from None
 
     def _load_model(self, checkpoint):
+        if self.start is not None and self.start.MODEL.LONG_TAIL.INIT_CLASSIFIER == "reset":
+            drop_classifier(self.model, checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
+        if self.start is not None:
+            check_start(self.start, self.model, incompatible.missing_keys, incompatible.incorrect_shapes)
         if self.require_classifier and incompatible.incorrect_shapes:
             raise InputError(_describe_shapes(incompatible.incorrect_shapes))
         return incompatible

@@ -21,6 +21,9 @@ class Calibration(nn.Module):
         categories: the training set's CategoryFrequency, or the number of classes for calibrations without counts.
     """
 
+    #: Whether it cannot be built from the number of classes alone.
+    needs_frequency = False
+
     def __init__(self, categories: Categories):
         super().__init__()
         self.num_classes = getattr(categories, "num_classes", categories)
@@ -53,6 +56,8 @@ class NorCal(Calibration):
     Raises:
         InputError: if only the number of classes is given.
     """
+
+    needs_frequency = True
 
     def __init__(self, frequency: Categories, gamma: float = 0.6):
         super().__init__(frequency)

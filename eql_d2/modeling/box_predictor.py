@@ -1,8 +1,9 @@
 """The box predictor: a classifier loss in the place of Detectron2's softmax, everything else inherited."""
 
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_classification_stats
@@ -10,8 +11,10 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from eql_d2.losses import ClassifierLoss
-from eql_d2.modeling.classifier import build_classifier_loss_from_config
+from eql_d2.errors import InputError
+from eql_d2.losses import ClassifierLoss, tau_normalize
+from eql_d2.losses.calibration import Calibration
+from eql_d2.modeling.classifier import build_calibration_from_config, build_classifier_loss_from_config
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
 #: Iterations between two readings of the loss's statistics: each reading waits for the device.
@@ -25,27 +28,60 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
     """
 
     @configurable
-    def __init__(self, input_shape, *, classifier_loss: ClassifierLoss, **kwargs):
+    def __init__(
+        self,
+        input_shape,
+        *,
+        classifier_loss: ClassifierLoss,
+        calibration: Optional[Calibration] = None,
+        tau: float = 0.0,
+        scale_logits: bool = False,
+        **kwargs,
+    ):
         """
         Args:
             input_shape: as in ``FastRCNNOutputLayers``.
             classifier_loss: the loss over the logits of ``kwargs["num_classes"]`` classes.
+            calibration: turns the logits into scores at test time, in the place of ``classifier_loss.scores``.
+            tau: exponent of the tau-normalisation at test time.
+            scale_logits: give each logit a learnable factor ``cls_scale``, which starts at 1 (LWS, arXiv 1910.09217).
             kwargs: arguments of ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
         self.classifier_loss = classifier_loss
+        self.calibration = calibration
+        self.tau = tau
         # A new layer, even of the inherited width: its initial values must not depend on the width that is replaced.
         self.cls_score = nn.Linear(self.cls_score.in_features, classifier_loss.num_logits)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         with torch.no_grad():
             self.cls_score.bias.copy_(classifier_loss.initial_bias())
+        self.cls_scale = nn.Parameter(torch.ones(classifier_loss.num_logits)) if scale_logits else None
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg, input_shape, stage: int = 0):
+        """Read the config; ``stage`` is the predictor's place in a cascade."""
+        node = cfg.MODEL.LONG_TAIL
         return {
             **super().from_config(cfg, input_shape),
             "classifier_loss": build_classifier_loss_from_config(cfg),
+            "calibration": build_calibration_from_config(cfg, stage),
+            "tau": checked_tau(node.TAU_NORM.TAU),
+            "scale_logits": node.TRAINABLE == "scale",
         }
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return the logits ``[R, num_logits]`` and the box deltas of region features ``[R, ...]``."""
+        x = torch.flatten(x, start_dim=1)
+        return self._logits(x), self.bbox_pred(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.tau and not self.training:
+            num_classes = self.classifier_loss.num_classes
+            logits = F.linear(x, *tau_normalize(self.cls_score.weight, self.cls_score.bias, self.tau, num_classes))
+        else:
+            logits = self.cls_score(x)
+        return logits if self.cls_scale is None else logits * self.cls_scale
 
     def losses(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> Dict[str, Tensor]:
         """Return ``loss_cls`` (or the named parts that the classifier loss gives) and ``loss_box_reg``.
@@ -82,7 +118,11 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
     def predict_probs(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> List[Tensor]:
         """Return the scores ``[R_i, K + 1]`` of each image; column K is background."""
         logits, _ = predictions
-        return list(self.classifier_loss.scores(logits).split([len(p) for p in proposals]))
+        if self.calibration is None:
+            scores = self.classifier_loss.scores(logits)
+        else:
+            scores = self.calibration(self.classifier_loss, logits)
+        return list(scores.split([len(p) for p in proposals]))
 
     def inference(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]):
         """Same as ``FastRCNNOutputLayers.inference``, by the exact top-k post-processing."""
@@ -94,3 +134,29 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
             self.test_nms_thresh,
             self.test_topk_per_image,
         )
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args, **kwargs) -> None:
+        # The calibration is that of the config, whatever a checkpoint was saved with.
+        for name in [name for name in state_dict if name.startswith(f"{prefix}calibration.")]:
+            del state_dict[name]
+        if self.calibration is not None:
+            state_dict.update({f"{prefix}calibration.{k}": v for k, v in self.calibration.state_dict().items()})
+        # A checkpoint of LWS in a model without the factors: they become part of the classifier, the scores are equal.
+        if self.cls_scale is None and f"{prefix}cls_scale" in state_dict:
+            scale = state_dict.pop(f"{prefix}cls_scale")
+            for name, factor in (("weight", scale.unsqueeze(1)), ("bias", scale)):
+                key = f"{prefix}cls_score.{name}"
+                if key in state_dict:
+                    state_dict[key] = state_dict[key] * factor
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def checked_tau(tau: float) -> float:
+    """Return ``MODEL.LONG_TAIL.TAU_NORM.TAU``.
+
+    Raises:
+        InputError: if it is not in [0, 1].
+    """
+    if not 0 <= tau <= 1:
+        raise InputError(f"MODEL.LONG_TAIL.TAU_NORM.TAU is {tau}; it lies between 0 and 1.")
+    return tau

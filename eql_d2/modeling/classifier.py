@@ -1,8 +1,19 @@
-"""From a config to a classifier loss."""
+"""From a config to a classifier loss and a calibration."""
+
+from pathlib import Path
+from typing import Optional
 
 from eql_d2.data.catalog import category_frequency
+from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
-from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY, ClassifierLoss, build_classifier_loss
+from eql_d2.losses import (
+    CALIBRATION_REGISTRY,
+    CLASSIFIER_LOSS_REGISTRY,
+    ClassifierLoss,
+    build_calibration,
+    build_classifier_loss,
+)
+from eql_d2.losses.calibration import Calibration
 
 
 def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
@@ -18,13 +29,44 @@ def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
     node = cfg.MODEL.LONG_TAIL
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     loss_class = CLASSIFIER_LOSS_REGISTRY.get(node.LOSS)
-    categories = num_classes
-    if loss_class.needs_frequency:
-        categories = category_frequency(cfg.DATASETS.TRAIN, node.FREQUENCY)
-        if categories.num_classes != num_classes:
-            source = node.FREQUENCY or ", ".join(cfg.DATASETS.TRAIN)
-            raise InputError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {source} has {categories.num_classes} categories; "
-                f"the two must be equal."
-            )
+    categories = _checked_frequency(cfg) if loss_class.needs_frequency else num_classes
     return build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {}))
+
+
+def build_calibration_from_config(cfg, stage: int = 0) -> Optional[Calibration]:
+    """Build what ``MODEL.LONG_TAIL.CALIBRATION.NAME`` names, with the settings of its own node; ``None`` for no name.
+
+    Args:
+        cfg: with ``MODEL.LONG_TAIL``.
+        stage: of the cascade; each stage has logit statistics of its own, see :func:`statistics_file`.
+
+    Raises:
+        InputError: for an unknown calibration or setting, statistics or counts that are missing or do not fit.
+    """
+    node = cfg.MODEL.LONG_TAIL.CALIBRATION
+    if not node.NAME:
+        return None
+    needs_frequency = CALIBRATION_REGISTRY.get(node.NAME).needs_frequency
+    categories = _checked_frequency(cfg) if needs_frequency else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    settings = dict(node.get(node.NAME, {}))
+    if settings.get("STATISTICS"):
+        settings["STATISTICS"] = str(statistics_file(settings["STATISTICS"], stage))
+    return build_calibration(node.NAME, categories, settings)
+
+
+def statistics_file(path: str, stage: int) -> Path:
+    """Return the file with the logit statistics of a stage: ``x.pth`` of the first, ``x_stage1.pth`` of the second."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}_stage{stage}{path.suffix}") if stage else path
+
+
+def _checked_frequency(cfg) -> CategoryFrequency:
+    frequency_file, num_classes = cfg.MODEL.LONG_TAIL.FREQUENCY, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    frequency = category_frequency(cfg.DATASETS.TRAIN, frequency_file)
+    if frequency.num_classes != num_classes:
+        source = frequency_file or ", ".join(cfg.DATASETS.TRAIN)
+        raise InputError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {source} has {frequency.num_classes} categories; "
+            f"the two must be equal."
+        )
+    return frequency
