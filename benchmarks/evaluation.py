@@ -161,7 +161,7 @@ PROGRAMS = {"eql_d2": run_package, "lvis": run_lvis}
 
 
 def measure(program, folder, results, iou_type):
-    """Run a program in a process of its own; return its numbers, seconds and peak memory in GB."""
+    """Run a program in a process of its own; return its numbers, seconds, CPU seconds and peak memory in GB."""
     output = folder / "output.json"
     command = [sys.executable, __file__, "--run", program, str(folder / "gt.json"), str(folder / results), iou_type]
     start = time.perf_counter()
@@ -171,7 +171,7 @@ def measure(program, folder, results, iou_type):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{program} failed with status {process.returncode}")
-    return json.loads(output.read_text()), seconds, usage.ru_maxrss * 1024 / 1e9
+    return json.loads(output.read_text()), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 def assert_equal(ours, reference):
@@ -183,20 +183,28 @@ def assert_equal(ours, reference):
 
 def compare(folder, repeats):
     """Run both programs on boxes and masks and print the table."""
-    print("| task | file | program | seconds | peak GB | faster | memory | AP |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| task | file | program | seconds | CPU seconds | peak GB | faster | memory | AP |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for iou_type, task in TASKS.items():
-        reference, slow, large = measure("lvis", folder, f"{task}.json", iou_type)
-        ap = 100 * reference[0]["AP"]
-        print(f"| {task} | {task} only | lvis | {slow:.1f} | {large:.2f} | 1x | 1x | {ap:.2f} |", flush=True)
+        reference, slow, cpu, large = measure("lvis", folder, f"{task}.json", iou_type)
+        print_row(task, f"{task} only", "lvis", (slow, cpu, large), (1, 1), reference)
         for results, described in ((task, f"{task} only"), ("combined", "combined")):
             runs = [measure("eql_d2", folder, f"{results}.json", iou_type) for _ in range(repeats)]
-            for numbers, _, _ in runs:
+            for numbers, *_ in runs:
                 assert_equal(numbers, reference)
-            seconds, memory = (statistics.median(run[i] for run in runs) for i in (1, 2))
-            ratios = f"{slow / seconds:.1f}x | {memory / large:.2f}x"
-            ap = 100 * runs[0][0][0]["AP"]
-            print(f"| {task} | {described} | eql_d2 | {seconds:.1f} | {memory:.2f} | {ratios} | {ap:.2f} |", flush=True)
+            seconds, cpu, memory = (statistics.median(run[i] for run in runs) for i in (1, 2, 3))
+            ratios = (slow / seconds, memory / large)
+            print_row(task, described, "eql_d2", (seconds, cpu, memory), ratios, runs[0][0])
+
+
+def print_row(task, described, program, costs, ratios, numbers):
+    """Print one row of the table as soon as it is known."""
+    seconds, cpu, memory = costs
+    print(
+        f"| {task} | {described} | {program} | {seconds:.1f} | {cpu:.1f} | {memory:.2f} | {ratios[0]:.1f}x | "
+        f"{ratios[1]:.2f}x | {100 * numbers[0]['AP']:.2f} |",
+        flush=True,
+    )
 
 
 def parse_args():

@@ -107,7 +107,7 @@ class InstanceEvaluator(DatasetEvaluator):
         """
         if self._store is not None:
             self._store.close()
-        self._store = PredictionStore(Path(self._folder()) / "predictions", comm.get_rank())
+        self._store = PredictionStore(Path(self._shared_folder()) / "predictions", comm.get_rank())
         identity = json.dumps([self.dataset_name, self.fingerprint, weights])
         if comm.is_main_process():
             self._store.prepare(identity, resume)
@@ -117,8 +117,8 @@ class InstanceEvaluator(DatasetEvaluator):
         if self.done:
             logger.info("Going on after %d images that an earlier evaluation finished.", len(self.done))
 
-    def _folder(self) -> str:
-        """Return the output folder, the same on every process."""
+    def _shared_folder(self) -> str:
+        """Return the output folder, the same on every process; to be called on every process."""
         if self._output_dir is not None:
             os.makedirs(self._output_dir, exist_ok=True)
             return self._output_dir
@@ -160,7 +160,7 @@ class InstanceEvaluator(DatasetEvaluator):
                 f"{self._store.folder} on the main process lacks the predictions of {len(missing)} images; the output "
                 f"folder must be one that all machines share."
             )
-        path = Path(self._folder()) / self.results_name
+        path = self._store.folder.with_name(self.results_name)
         num_images = self._store.merge(path)
         logger.info("Wrote the predictions of %d images to %s.", num_images, path)
         results: Dict[str, Dict[str, float]] = OrderedDict()
