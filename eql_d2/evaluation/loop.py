@@ -74,7 +74,8 @@ def with_progress(data_loader: Any, every_seconds: float = 5.0) -> Iterator[List
 
 def weights_digest(model: Callable) -> str:
     """Return a digest of all parameters and buffers, the same with and without DistributedDataParallel."""
-    model = getattr(model, "module", model)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(model, nn.Module):
         for name, tensor in model.state_dict().items():
