@@ -161,33 +161,9 @@ def sigmoid_prior_bias(num_logits: int, prior: float) -> Tensor:
     return torch.logit(torch.full((num_logits,), float(prior), dtype=torch.float64)).float()
 
 
-def one_hot_targets(gt_classes: Tensor, like: Tensor) -> Tensor:
-    """Return one-hot rows of the shape and dtype of ``like``; labels from ``like.shape[1]`` on give a row of zeros.
-
-    Args:
-        gt_classes: int64 ``[R]``.
-        like: ``[R, C]``.
-    """
-    num_columns = like.shape[1]
-    targets = torch.zeros_like(like)
-    inside = (gt_classes < num_columns).to(like.dtype)
-    # Scatter a zero into the last column of rows whose label has no column: no host synchronisation, no indexing.
-    targets.scatter_(1, gt_classes.clamp(max=num_columns - 1).unsqueeze(1), inside.unsqueeze(1))
-    return targets
-
-
 def mean_over_regions(total: Tensor, num_regions: int) -> Tensor:
     """Divide a sum over regions by R, by 1 if there is none."""
     return total / max(num_regions, 1)
-
-
-def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, weight: Optional[Tensor] = None) -> Tensor:
-    """Sum of the binary cross-entropies of ``[R, C]`` logits over the columns, averaged over the R regions.
-
-    This is the normalisation of EQL and its successors: the sum over classes is not divided by their number.
-    """
-    total = F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
-    return mean_over_regions(total, len(logits))
 
 
 def append_background(foreground: Tensor, background: Optional[Tensor] = None) -> Tensor:

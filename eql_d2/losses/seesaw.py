@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eql_d2.losses.base import Categories, append_background, mean_over_regions, widen
-from eql_d2.losses.functional import softmax_cross_entropy
+from eql_d2.losses.functional import attach_gradient, softmax_gradient_, target_index
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.state import StatefulLoss
 
@@ -54,16 +54,17 @@ class SeesawLoss(StatefulLoss):
             statistics["loss_classes"], statistics["loss_objectness"] = self._parts
         return statistics
 
-    def seesaw_adjustment(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+    def seesaw_adjustment(self, logits: Tensor, gt_classes: Tensor, out: Tensor) -> Tensor:
         """Return ``log(M_ij C_ij)``, zero at the targets.
 
         Args:
             logits: ``[R, K]``.
             gt_classes: int64 ``[R]``; rows of background have values of no use.
+            out: ``[R, K]`` to write into.
         """
-        index = gt_classes.clamp(max=self.num_classes - 1).unsqueeze(1)
+        index, _ = target_index(gt_classes, self.num_classes)
         # Log-probabilities up to a constant of each row, which the ratio of two of them does not see.
-        shifted = logits - logits.amax(dim=1, keepdim=True)
+        shifted = torch.sub(logits, logits.amax(dim=1, keepdim=True), out=out)
         least = shifted.exp().sum(dim=1, keepdim=True).log() + math.log(self.eps)
         own = torch.maximum(shifted.gather(1, index), least)
         adjustment = shifted.sub_(own).clamp_(min=0).mul_(self.q)
@@ -72,19 +73,25 @@ class SeesawLoss(StatefulLoss):
         return adjustment.scatter_(1, index, 0.0)
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
-        num_classes, num_regions = self.num_classes, len(logits)
-        classes, objectness = logits.split([num_classes, 2], dim=1)
+        num_classes = self.num_classes
         counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=logits.device)
         counts.index_add_(0, gt_classes, torch.ones_like(gt_classes, dtype=torch.float64))
         self.accumulate(num_seen=counts[:num_classes])
         with torch.no_grad():
-            adjustment = self.seesaw_adjustment(classes, gt_classes)
-        loss_classes = softmax_cross_entropy(classes, gt_classes, adjustment).total
-        is_background = (gt_classes == num_classes).long()
-        loss_objectness = softmax_cross_entropy(objectness, is_background).total
-        loss_classes, loss_objectness = (mean_over_regions(t, num_regions) for t in (loss_classes, loss_objectness))
-        self._parts = (loss_classes.detach(), loss_objectness.detach())
-        return loss_classes + loss_objectness
+            # One matrix holds the adjusted logits of both softmaxes, and then their gradients.
+            gradient = torch.empty_like(logits)
+            classes, objectness = gradient.split([num_classes, 2], dim=1)
+            self.seesaw_adjustment(logits[:, :num_classes], gt_classes, out=classes).add_(logits[:, :num_classes])
+            objectness.copy_(logits[:, num_classes:])
+            index, is_foreground = target_index(gt_classes, num_classes)
+            weight = is_foreground.to(logits.dtype)
+            loss_classes, target_gradient = softmax_gradient_(classes, index, weight)
+            classes.scatter_(1, index, target_gradient)
+            is_background = (~is_foreground).long()
+            loss_objectness, target_gradient = softmax_gradient_(objectness, is_background, torch.ones_like(weight))
+            objectness.scatter_(1, is_background, target_gradient)
+            self._parts = tuple(mean_over_regions(part, len(logits)) for part in (loss_classes, loss_objectness))
+        return mean_over_regions(attach_gradient(logits, loss_classes + loss_objectness, gradient), len(logits))
 
     def scores(self, logits: Tensor) -> Tensor:
         classes, objectness = widen(logits).split([self.num_classes, 2], dim=1)
