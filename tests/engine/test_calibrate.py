@@ -1,0 +1,116 @@
+"""Collecting logit statistics over a data set, and evaluating with them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from eql_d2.engine import argument_parser
+from eql_d2.engine import setup as setup_run
+from eql_d2.engine.calibrate import calibrate, calibrate_parser
+from eql_d2.engine.protocol import box_predictors
+from eql_d2.engine.trainer import Trainer, run
+from eql_d2.errors import InputError
+from tests.conftest import NUM_CLASSES, ROOT, tiny_config
+from tests.engine.test_protocol import trained_weights
+
+
+def write_config(folder, architecture="Mask-R-CNN-FPN", *opts):
+    path = folder / "config.yaml"
+    path.write_text(tiny_config(folder, architecture, "SOFTMAX", *opts).dump())
+    return str(path)
+
+
+def collected(path, arguments=()):
+    args = calibrate_parser().parse_args(["--config-file", path, *arguments])
+    return calibrate(setup_run(args), args)
+
+
+@torch.no_grad()
+def all_logits(cfg, weights, every=1):
+    """Return the logits of all regions of the data set, for each stage, computed image by image and kept."""
+    model = Trainer.build_model(cfg).eval()
+    model.load_state_dict(torch.load(weights)["model"])
+    kept = []
+    for _, predictor in box_predictors(model):
+        logits = []
+        predictor.cls_score.register_forward_hook(lambda module, args, output, logits=logits: logits.append(output))
+        kept.append(logits)
+    for i, image in enumerate(Trainer.build_test_loader(cfg, cfg.DATASETS.TRAIN[0])):
+        if i % every == 0:
+            model(image)
+    return [torch.cat(logits).double() for logits in kept]
+
+
+@pytest.mark.parametrize("architecture", ["Mask-R-CNN-FPN", "Cascade-Mask-R-CNN-FPN"])
+def test_statistics_are_those_of_all_regions(lvis_folder, architecture):
+    weights = trained_weights(lvis_folder, architecture)
+    # The config may be the one that is to be evaluated with the statistics that there are not yet.
+    opts = ["MODEL.WEIGHTS", str(weights), "MODEL.LONG_TAIL.CALIBRATION.NAME", "LOGN"]
+    path = write_config(lvis_folder, architecture, *opts)
+    files = collected(path)
+    stages = 3 if architecture.startswith("Cascade") else 1
+    assert [file.name for file in files] == [f"logit_statistics{s}.pth" for s in ("", "_stage1", "_stage2")][:stages]
+    logits = all_logits(tiny_config(lvis_folder, architecture, "SOFTMAX"), weights)
+    for file, of_stage in zip(files, logits):
+        content = torch.load(file)
+        assert content["count"] == len(of_stage) > 100
+        torch.testing.assert_close(content["mean"], of_stage.mean(0))
+        torch.testing.assert_close(content["std"], of_stage.std(0, unbiased=False))
+
+
+def test_some_images_and_another_file(lvis_folder):
+    weights = trained_weights(lvis_folder)
+    path = write_config(lvis_folder, "Mask-R-CNN-FPN", "MODEL.WEIGHTS", str(weights), "DATASETS.TRAIN", ())
+    name = f"{lvis_folder.name}_train"
+    output = lvis_folder / "deep" / "two.pth"
+    arguments = ["--max-images", "3", "--dataset", name, "--output", str(output)]
+    assert collected(path, arguments) == [output]
+    (logits,) = all_logits(tiny_config(lvis_folder, "Mask-R-CNN-FPN", "SOFTMAX"), weights, every=2)  # 2 of 4 images
+    torch.testing.assert_close(torch.load(output)["mean"], logits.mean(0))
+
+
+def test_scores_change_by_the_statistics(lvis_folder, monkeypatch):
+    """Written by the one command, read by the other: --eval-only with LOGN gives other scores than without."""
+    weights = trained_weights(lvis_folder)
+    path = write_config(lvis_folder, "Mask-R-CNN-FPN", "MODEL.WEIGHTS", str(weights))
+    (file,) = collected(path)
+    models = []
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: models.append(model.eval()) or {}))
+    key = "MODEL.LONG_TAIL.CALIBRATION"
+    for opts in ([], [f"{key}.NAME", "LOGN", f"{key}.LOGN.STATISTICS", str(file)]):
+        args = argument_parser().parse_args(["--config-file", path, "--eval-only", *opts])
+        run(setup_run(args), args)
+    image = next(iter(Trainer.build_test_loader(tiny_config(lvis_folder), f"{lvis_folder.name}_train")))
+    with torch.no_grad():
+        plain, calibrated = (model(image)[0]["instances"] for model in models)
+    assert not torch.allclose(plain.scores, calibrated.scores, atol=1e-3)
+    mean = models[1].roi_heads.box_predictor.calibration.mean
+    torch.testing.assert_close(mean, torch.load(file)["mean"][:NUM_CLASSES].float())
+
+
+def test_bad_input(lvis_folder):
+    path = write_config(lvis_folder)
+    for arguments, words in (
+        ([], "Calibration needs weights: set MODEL.WEIGHTS"),
+        (["--max-images", "-1"], "--max-images is -1"),
+        (["DATASETS.TRAIN", "()"], "name a data set by --dataset"),
+    ):
+        with pytest.raises(InputError, match=words):
+            collected(path, arguments)
+
+
+def test_two_processes_count_each_region_once(lvis_folder):
+    """The tool on two processes writes what one process writes."""
+    weights = trained_weights(lvis_folder)
+    path = write_config(lvis_folder, "Mask-R-CNN-FPN", "MODEL.WEIGHTS", str(weights))
+    (alone,) = collected(path, ["--output", str(lvis_folder / "alone.pth")])
+    output = lvis_folder / "both.pth"
+    command = [sys.executable, str(ROOT / "tools/calibrate.py"), "--config-file", path, "--output", str(output)]
+    command += ["--num-gpus", "2", "--dist-url", "auto"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert str(output) in done.stdout
+    one, two = torch.load(alone), torch.load(output)
+    assert all(torch.allclose(one[key], two[key], rtol=1e-4, atol=1e-6) for key in one)
