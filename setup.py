@@ -16,6 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["eql_d2", "eql_d2.*"]),
+    package_data={"eql_d2.experiments": ["*.yaml"]},
     python_requires=">=3.9",
     install_requires=[
         "torch>=2.1",

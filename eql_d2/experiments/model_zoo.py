@@ -1,0 +1,130 @@
+"""MODEL_ZOO.md: every config with its training, the numbers published for it, and what was measured here."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping
+
+import yaml
+from detectron2.config import CfgNode
+
+from eql_d2.engine.setup import load_config
+from eql_d2.errors import InputError
+from eql_d2.experiments.jobs import ROOT
+
+CONFIGS = ROOT / "configs"
+TABLES_FILE = Path(__file__).with_name("paper_tables.yaml")
+ROWS_FILE = Path(__file__).with_name("model_zoo.yaml")
+SECTIONS = {
+    "LVISv0.5": "LVIS v0.5",
+    "LVISv1": "LVIS v1",
+    "mini": "The generated data set",
+    "real": "A few real photographs",
+}
+ABSENT = "n/a"
+INTRODUCTION = """\
+# Model zoo
+
+Every config with the numbers that its paper and its authors' repository print for the same row. Made by
+`python tools/make_model_zoo.py` from the configs, `eql_d2/experiments/paper_tables.yaml` and
+`eql_d2/experiments/model_zoo.yaml`; a test fails when it is out of date. There are no weights to download: none of
+the LVIS configs was run here.
+
+Numbers are AP on the validation set, of masks or boxes, with that of the rare, common and frequent classes in
+brackets; "n/a" is a number that is not published or could not be recovered. The tags name the source, see
+[docs/methods/README.md](docs/methods/README.md#sources). Rows of different schedules are not comparable: `paper`
+(EQL's paper, 25 epochs, class-agnostic masks), `repo` (EQL's repository, class-specific masks, scale jitter), `1x` and
+`2x` (12 and 24 epochs, scale jitter), `coco_1x` (12 epochs from a COCO detector, one scale), `stage2` (the classifier
+trained further, all else frozen; how to run a pair: [docs/methods/README.md](docs/methods/README.md#two-stages)).
+"""
+NOTES = {
+    "mini": "Made to compare methods on a laptop; nothing is published for it. What was measured is in "
+    "[docs/results.md](docs/results.md).",
+    "real": "Proof that real annotations flow through; nothing is published for it. What was measured is in "
+    "[docs/results.md](docs/results.md).",
+}
+
+
+def leaves() -> List[Path]:
+    """Return every config that is no base, sorted."""
+    return sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
+
+
+def read_tables() -> Dict[str, Dict[str, Any]]:
+    """Return the papers' tables by their id."""
+    return {table["id"]: table for table in yaml.safe_load(TABLES_FILE.read_text())["tables"]}
+
+
+def published_number(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str, Any]) -> str:
+    """Return what a table prints in one row, with its source.
+
+    Args:
+        tables: by id, as :func:`read_tables` returns them.
+        reference: ``table``, ``row`` (values of the columns that pick a row) and, where a cell holds two numbers,
+            ``part``.
+
+    Raises:
+        InputError: if there is no such table, or not exactly one such row.
+    """
+    if reference["table"] not in tables:
+        raise InputError(f"{ROWS_FILE.name} names the table {reference['table']!r}, which {TABLES_FILE.name} lacks.")
+    table, wanted = tables[reference["table"]], reference["row"]
+    rows = [row for row in table["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+    if len(rows) != 1:
+        raise InputError(f"{ROWS_FILE.name}: {len(rows)} rows of {table['id']} have {wanted}; it must be one.")
+    row = rows[0]
+    source = row.get("source", table["source"])
+    if "box AP / mask AP" in row:
+        numbers = zip(("box", "mask"), str(row["box AP / mask AP"]).split(" / "))
+        return ", ".join(f"{kind} {number}" for kind, number in numbers) + f" {source}"
+    kind = "box" if table["metric"].startswith("box") else "mask"
+    value = row["AP"] if "part" not in reference else row["AP"].split(" / ")[reference["part"]]
+    groups = [ABSENT if row.get(f"AP{group}") is None else str(row[f"AP{group}"]) for group in "rcf"]
+    text = f"{kind} {value}" + (f" ({', '.join(groups)})" if set(groups) != {ABSENT} else "")
+    if row.get("APbbox") is not None:
+        text += f", box {row['APbbox']}"
+    return f"{text} {source}"
+
+
+def describe_training(cfg: CfgNode) -> str:
+    """Return in a few words what a config trains, how long, and from where."""
+    node = cfg.MODEL.LONG_TAIL
+    start = cfg.MODEL.WEIGHTS or "scratch"
+    for part in ("detectron2://", "catalog://", "output/", "LVISv0.5/", "LVISv1/", "mini/", "/model_final.pth", ".pkl"):
+        start = start.replace(part, "")
+    if node.CALIBRATION.NAME or node.TAU_NORM.TAU:
+        return f"none, starts from {start}"
+    part = {"all": "", "classifier": "classifier, ", "scale": "scales, "}[node.TRAINABLE]
+    return f"{part}{cfg.SOLVER.MAX_ITER:,} x {cfg.SOLVER.IMS_PER_BATCH} images from {start}"
+
+
+def make_model_zoo() -> str:
+    """Return the content of MODEL_ZOO.md.
+
+    Raises:
+        InputError: if the mapping names a config, a table or a row that does not exist.
+    """
+    tables, rows = read_tables(), yaml.safe_load(ROWS_FILE.read_text())
+    names = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in leaves()}
+    unknown = sorted(set(rows) - set(names))
+    if unknown:
+        raise InputError(f"{ROWS_FILE.name} names configs that do not exist: {', '.join(unknown)}.")
+    parts = [INTRODUCTION]
+    for folder, title in SECTIONS.items():
+        published = folder not in NOTES
+        parts.append(f"## {title}\n" + ("" if published else f"\n{NOTES[folder]}\n"))
+        header = ["config", "loss", "training"] + (["paper", "authors' repository", "here"] if published else [])
+        lines = [header, ["---"] * len(header)]
+        for name, path in names.items():
+            if not name.startswith(f"{folder}/"):
+                continue
+            cfg = load_config(str(path))
+            line = [f"[{name[len(folder) + 1 :]}](configs/{name}.yaml)", cfg.MODEL.LONG_TAIL.LOSS]
+            line.append(describe_training(cfg))
+            if published:
+                entry = rows.get(name, {})
+                for key in ("paper", "repository"):
+                    numbers = [published_number(tables, reference) for reference in entry.get(key, ())]
+                    line.append("; ".join(numbers) or ABSENT)
+                line.append(entry.get("here", "not run here"))
+            lines.append(line)
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    return "\n".join(parts)

@@ -1,0 +1,138 @@
+"""The method pages and MODEL_ZOO.md agree with the code: losses, settings with their defaults, configs, tables."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from eql_d2.config import get_cfg
+from eql_d2.errors import InputError
+from eql_d2.experiments import model_zoo
+from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY
+from tests.conftest import ROOT
+
+METHODS = ROOT / "docs" / "methods"
+PAGES = sorted(path for path in METHODS.glob("*.md") if path.name != "README.md")
+LOSSES = sorted(name for name, _ in CLASSIFIER_LOSS_REGISTRY)
+CALIBRATIONS = sorted(name for name, _ in CALIBRATION_REGISTRY)
+PROTOCOLS = ("crt", "lws", "tau_norm")
+#: Pages whose keys are not in a node of the page's own name.
+KEYS = {
+    **{name.lower(): [f"{name}.{key}" for key in get_cfg().MODEL.LONG_TAIL[name]] for name in LOSSES},
+    **{
+        name.lower(): ["CALIBRATION.NAME"]
+        + [f"CALIBRATION.{name}.{key}" for key in get_cfg().MODEL.LONG_TAIL.CALIBRATION[name]]
+        for name in CALIBRATIONS
+    },
+    "crt": ["TRAINABLE", "INIT_CLASSIFIER"],
+    "lws": ["TRAINABLE", "INIT_CLASSIFIER"],
+    "tau_norm": ["TAU_NORM.TAU"],
+    "README": ["TRAINABLE", "INIT_CLASSIFIER"],
+}
+HEADINGS = ["## Formula", "## Settings", "## Paper, authors' code", "## Configs", "## Published numbers"]
+
+
+def default_of(key: str):
+    value = get_cfg().MODEL.LONG_TAIL
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def test_every_method_has_a_page_and_every_page_a_method():
+    methods = {name.lower() for name in LOSSES + CALIBRATIONS} | set(PROTOCOLS)
+    assert {path.stem for path in PAGES} == methods
+    index = (METHODS / "README.md").read_text()
+    assert all(f"[{method}]({method}.md)" in index for method in methods)
+
+
+@pytest.mark.parametrize("page", sorted(KEYS))
+def test_pages_state_every_key_with_its_default(page):
+    text = (METHODS / f"{page}.md").read_text()
+    stated = dict(re.findall(r"^\| `([A-Z][A-Z_0-9.]+)` \| `(.*?)` \|", text, flags=re.MULTILINE))
+    assert stated == {key: repr(default_of(key)) for key in KEYS[page]}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pages_have_every_section(path):
+    text = path.read_text()
+    places = [text.find(f"\n{heading}") for heading in HEADINGS]
+    assert -1 not in places and places == sorted(places)
+
+
+def test_the_index_states_the_logits_and_what_each_loss_is():
+    """The table's width of each loss is that of the loss; K = 3, and BAGS makes one group of them."""
+    from eql_d2.data.frequency import CategoryFrequency
+
+    index = (METHODS / "README.md").read_text()
+    frequency = CategoryFrequency.from_counts([5, 4, 3], num_images=100)
+    for name in LOSSES:
+        (row,) = [line for line in index.splitlines() if f"| `{name}` |" in line]
+        _, _, _, logits, counts, state, _, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        loss_class = CLASSIFIER_LOSS_REGISTRY.get(name)
+        loss = loss_class(frequency)
+        assert eval(logits, {"K": 3, "groups": 1}) == loss.num_logits, name
+        assert (counts != "-") == loss_class.needs_frequency, name
+        assert (state != "-") == any(key.endswith(("grad", "seen")) for key in loss.state_dict()), name
+
+
+def documents():
+    return [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "datasets" / "README.md"]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_configs_and_links_of_the_method_pages_exist(path):
+    text = path.read_text()
+    for name in re.findall(r"\bconfigs/[\w./-]+?\.yaml\b", text):
+        assert (ROOT / name).is_file(), name
+    if path.parent == METHODS:
+        for link, anchor in re.findall(r"\]\(([\w./-]+\.md)(#[\w-]+)?\)", text):
+            target = path.parent / link
+            assert target.is_file(), link
+            headings = [re.sub(r"\W+", "-", line.strip("# ").lower()) for line in target.read_text().splitlines()]
+            assert not anchor or anchor[1:] in headings, link + anchor
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pages_list_every_config_of_their_method(path):
+    """Each leaf in a folder of the method's name, and its mini leaf, is on the page."""
+    text = path.read_text()
+    leaves = [leaf for leaf in model_zoo.leaves() if leaf.parent.name == path.stem]
+    for leaf in [*leaves, model_zoo.CONFIGS / "mini" / f"{path.stem}.yaml"]:
+        assert f"`{leaf.relative_to(ROOT)}`" in text
+
+
+def test_model_zoo_is_up_to_date_and_lists_every_config():
+    content = (ROOT / "MODEL_ZOO.md").read_text()
+    assert content == model_zoo.make_model_zoo(), "run: python tools/make_model_zoo.py"
+    for path in model_zoo.leaves():
+        assert f"]({path.relative_to(ROOT)}) |" in content
+
+
+@pytest.mark.end_to_end
+def test_the_tool_checks_the_model_zoo():
+    subprocess.run([sys.executable, ROOT / "tools/make_model_zoo.py", "--check"], check=True)
+
+
+def test_published_numbers_come_from_the_tables():
+    tables = model_zoo.read_tables()
+    row = {"framework": "Mask R-CNN", "backbone": "R-50-FPN", "EQL": "yes"}
+    reference = {"table": "eql_table1", "row": row}
+    assert model_zoo.published_number(tables, reference) == "mask 22.8 (11.3, 24.7, 25.1), box 23.3 [P1]"
+    reference = {"table": "acsl_lvis", "row": {"model": "R-101-FPN baseline / ACSL"}, "part": 1}
+    assert model_zoo.published_number(tables, reference) == "box 27.49 [R-ACSL], high"
+    reference = {"table": "bags_lvis", "row": {"id": 20.0}}
+    assert model_zoo.published_number(tables, reference) == "box 25.76, mask 26.25 [R-BAGS]"
+    with pytest.raises(InputError, match="0 rows"):
+        model_zoo.published_number(tables, {"table": "bags_lvis", "row": {"id": 99}})
+    with pytest.raises(InputError, match="'eql_tabel1'"):
+        model_zoo.published_number(tables, {"table": "eql_tabel1", "row": {}})
+
+
+def test_no_row_of_a_table_is_claimed_by_two_configs():
+    claims = []
+    for entry in yaml.safe_load(model_zoo.ROWS_FILE.read_text()).values():
+        claims += [str(reference) for key in ("paper", "repository") for reference in entry.get(key, ())]
+    assert len(claims) == len(set(claims))
