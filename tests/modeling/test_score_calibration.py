@@ -66,7 +66,8 @@ def scores_of(predictor):
 def test_norcal(lvis_folder):
     """(s_j / n_j^gamma) / (sum_k s_k / n_k^gamma + s_background), n_j the images of class j."""
     plain = scores_of(predictor_of(lvis_folder))
-    actual = scores_of(predictor_of(lvis_folder, *calibration("NORCAL", "MODEL.LONG_TAIL.CALIBRATION.NORCAL.GAMMA", 0.7)))
+    gamma = ["MODEL.LONG_TAIL.CALIBRATION.NORCAL.GAMMA", 0.7]
+    actual = scores_of(predictor_of(lvis_folder, *calibration("NORCAL", *gamma)))
     counts = CategoryFrequency.from_json(lvis_folder / "frequency.json").image_count
     for row, expected in zip(actual, plain):
         expected = expected * torch.tensor([*(float(n) ** -0.7 for n in counts), 1.0])
