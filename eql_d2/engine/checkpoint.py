@@ -63,7 +63,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         except (AssertionError, OSError) as error:
             if os.path.isfile(path) or ("://" not in path and os.path.exists(path)):
                 raise InputError(f"MODEL.WEIGHTS {path} cannot be read ({error}).") from None
-            if path.startswith(("http://", "https://", "detectron2://")):
+            if path.startswith(("http://", "https://", "detectron2://", "catalog://")):
                 raise InputError(_how_to_place_by_hand(path, error)) from None
             raise InputError(f"MODEL.WEIGHTS {path}: there is no such file.") from None
         except RuntimeError as error:

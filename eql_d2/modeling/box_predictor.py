@@ -36,6 +36,7 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         calibration: Optional[Calibration] = None,
         tau: float = 0.0,
         scale_logits: bool = False,
+        train_on_pred_boxes: bool = False,
         **kwargs,
     ):
         """
@@ -45,9 +46,12 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
             calibration: turns the logits into scores at test time, in the place of ``classifier_loss.scores``.
             tau: exponent of the tau-normalisation at test time.
             scale_logits: give each logit a learnable factor ``cls_scale``, which starts at 1 (LWS, arXiv 1910.09217).
+            train_on_pred_boxes: whether the ROI heads ask for the boxes of all classes in training.
             kwargs: arguments of ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **kwargs)
+        class_specific = self.bbox_pred.out_features > len(self.box2box_transform.weights)
+        self.gather_deltas = class_specific and not train_on_pred_boxes
         self.classifier_loss = classifier_loss
         self.calibration = calibration
         self.tau = tau
@@ -68,12 +72,33 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
             "calibration": build_calibration_from_config(cfg, stage),
             "tau": checked_tau(node.TAU_NORM.TAU),
             "scale_logits": node.TRAINABLE == "scale",
+            "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
         }
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Return the logits ``[R, num_logits]`` and the box deltas of region features ``[R, ...]``."""
+        """Return the logits ``[R, num_logits]`` and the box deltas of region features ``[R, ...]``.
+
+        In training with class-specific boxes the features ``[R, C]`` take the place of the ``[R, 4 K]`` deltas: only
+        those of the ground-truth classes are needed, and :meth:`losses` computes only them.
+        """
         x = torch.flatten(x, start_dim=1)
-        return self._logits(x), self.bbox_pred(x)
+        return self._logits(x), x if self.training and self.gather_deltas else self.bbox_pred(x)
+
+    def _deltas_of_gt_classes(self, x: Tensor, gt_classes: Tensor) -> Tensor:
+        """Return ``[R, 4]``: each foreground region's deltas of its ground-truth class, zero for background.
+
+        Same values and gradients as ``bbox_pred`` followed by a selection, without the ``R x 4 K`` products.
+
+        Args:
+            x: features ``[R, C]``.
+            gt_classes: int64 ``[R]``.
+        """
+        foreground = torch.nonzero(gt_classes < self.num_classes).flatten()
+        classes = gt_classes[foreground]
+        weight = self.bbox_pred.weight.view(self.num_classes, -1, x.shape[1])[classes]  # [F, 4, C]
+        bias = self.bbox_pred.bias.view(self.num_classes, -1)[classes]
+        deltas = torch.baddbmm(bias.unsqueeze(2), weight, x[foreground].unsqueeze(2)).squeeze(2)
+        return deltas.new_zeros(len(x), deltas.shape[1]).index_put((foreground,), deltas)
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.tau and not self.training:
@@ -87,12 +112,14 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         """Return ``loss_cls`` (or the named parts that the classifier loss gives) and ``loss_box_reg``.
 
         Args:
-            predictions: logits ``[R, num_logits]`` and box deltas, as :meth:`forward` returns them.
+            predictions: logits ``[R, num_logits]`` and box deltas or features, as :meth:`forward` returns them.
             proposals: labelled proposals, one per image, together R regions. A field ``verified [R_i, K]`` is handed to
                 the classifier loss.
         """
         logits, deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
+        if self.training and self.gather_deltas:
+            deltas = self._deltas_of_gt_classes(deltas, gt_classes)
         has_verified = all(p.has("verified") for p in proposals)
         verified = cat([p.verified for p in proposals]) if has_verified else None
 

@@ -168,3 +168,30 @@ def test_softmax_equals_detectron2(lvis_folder):
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         assert torch.allclose(value, results[1][name], rtol=1e-5), name
+
+
+@pytest.mark.parametrize("classes", [(0, NUM_CLASSES - 1, 2), ()])
+def test_gathered_box_deltas_equal_the_whole_layer(lvis_folder, classes):
+    """Same loss and gradients whether all deltas are computed (as for TRAIN_ON_PRED_BOXES) or those that are used."""
+    results = []
+    for whole in (False, True):
+        model = build_model(tiny_config(lvis_folder, "Mask-R-CNN-FPN", "EQL")).train()
+        predictor = model.roi_heads.box_predictor
+        assert predictor.gather_deltas
+        predictor.gather_deltas = not whole
+        generator = torch.Generator().manual_seed(0)
+        for parameter in predictor.parameters():
+            parameter.data.normal_(0, 0.1, generator=generator)
+        gt_classes = torch.tensor([*classes, NUM_CLASSES, NUM_CLASSES])
+        x = torch.randn(len(gt_classes), 32, generator=generator, requires_grad=True)
+        proposals = Instances((64, 64), gt_classes=gt_classes)
+        corner = torch.rand(len(gt_classes), 2, generator=generator) * 30
+        proposals.proposal_boxes = Boxes(torch.cat([corner, corner + 20], dim=1))
+        proposals.gt_boxes = Boxes(torch.cat([corner + 2, corner + 25], dim=1))
+        with EventStorage():
+            losses = predictor.losses(predictor(x), [proposals])
+        losses["loss_box_reg"].backward()
+        results.append((losses["loss_box_reg"], x.grad, predictor.bbox_pred.weight.grad, predictor.bbox_pred.bias.grad))
+    assert (results[0][0] > 0) == bool(classes)
+    for gathered, whole in zip(*results):
+        assert torch.allclose(gathered, whole, rtol=1e-5, atol=1e-7)
