@@ -22,7 +22,7 @@ class Job:
     Attributes:
         name: how tables and progress lines call it.
         config_file: its config.
-        output_dir: its ``OUTPUT_DIR``; ``log.txt``, ``console.txt``, ``metrics.json`` and ``results.json`` end up there.
+        output_dir: its ``OUTPUT_DIR``; ``console.txt``, ``metrics.json`` and ``results.json`` end up there.
         opts: config overrides, alternating keys and values.
         environment: variables added to this process's own.
     """
