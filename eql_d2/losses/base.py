@@ -1,6 +1,7 @@
 """The interface that every classifier loss implements, and the arithmetic that several of them share."""
 
 import inspect
+from abc import ABC, abstractmethod
 from typing import Any, Dict, Optional, Union
 
 import torch
@@ -16,7 +17,7 @@ Categories = Union[int, CategoryFrequency]
 GROUP_NAMES = ("rare", "common", "frequent")
 
 
-class ClassifierLoss(nn.Module):
+class ClassifierLoss(nn.Module, ABC):
     """A loss over the classification logits of R regions, and the scores that the same logits give at test time.
 
     There are K foreground classes. A label is in ``0..K``; K is background, and column K of the scores. How many
@@ -58,9 +59,9 @@ class ClassifierLoss(nn.Module):
         self._gt_classes: Optional[Tensor] = None
 
     @property
+    @abstractmethod
     def num_logits(self) -> int:
         """Width of the linear layer that feeds this loss."""
-        raise NotImplementedError
 
     def initial_bias(self) -> Tensor:
         """Return the initial bias of each logit, float32 ``[num_logits]``. Zero unless the method has a prior."""
@@ -95,10 +96,11 @@ class ClassifierLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             return self.loss(widen(logits), gt_classes, verified)
 
+    @abstractmethod
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Union[Tensor, Dict[str, Tensor]]:
         """Compute the loss; arguments as in :meth:`forward`, checked, with logits in float32 or float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, logits: Tensor) -> Tensor:
         """Return the probabilities that test-time post-processing sees.
 
@@ -108,7 +110,6 @@ class ClassifierLoss(nn.Module):
         Returns:
             Float32 (float64 for float64 logits) ``[R, K + 1]``; column K is background. Rows need not sum to one.
         """
-        raise NotImplementedError
 
     def statistics(self) -> Dict[str, Tensor]:
         """Return what a training log may show of the last :meth:`forward`: named scalars, detached, on the device.

@@ -1,6 +1,7 @@
 """Calibration after training: other scores from the logits of a classifier that stays as it is."""
 
 import os
+from abc import ABC, abstractmethod
 from typing import Any, Mapping, Optional, Union
 
 import torch
@@ -14,7 +15,7 @@ from eql_d2.losses.state import sum_over_ranks
 CALIBRATION_REGISTRY = NamedRegistry("CALIBRATION", "MODEL.LONG_TAIL.CALIBRATION.NAME", "calibration")
 
 
-class Calibration(nn.Module):
+class Calibration(nn.Module, ABC):
     """Turns the logits of a trained classifier into scores.
 
     Args:
@@ -28,6 +29,7 @@ class Calibration(nn.Module):
         super().__init__()
         self.num_classes = getattr(categories, "num_classes", categories)
 
+    @abstractmethod
     def forward(self, loss: ClassifierLoss, logits: Tensor) -> Tensor:
         """Return the calibrated scores.
 
@@ -38,7 +40,6 @@ class Calibration(nn.Module):
         Returns:
             Float32 (float64 for float64 logits) ``[R, K + 1]``; column K is background.
         """
-        raise NotImplementedError
 
 
 @CALIBRATION_REGISTRY.register("NORCAL")
