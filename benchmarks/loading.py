@@ -4,7 +4,7 @@
 Generates a json of the size of LVIS v0.5 train (57,263 images, 693,958 polygon instances; lengths of polygons as in
 LVIS), loads it with each loader in fresh processes, one and four at once, checks that all records are equal, and prints
 a table with ratios. "first" parses the json and writes the cache, "cached" is every later run; "read all" loads, then
-makes the dict of every image once, which training does bit by bit.
+makes the dict of every image once, which training does bit by bit. On a busy machine, compare processor seconds.
 
     python benchmarks/loading.py
     python benchmarks/loading.py --images 2000
@@ -95,15 +95,16 @@ def loader_function(loader: str):
 
 
 def load_in_this_process(loader: str, json_file: str) -> None:
-    """Load once; print seconds, growth of the peak memory in MiB, and the number of records. Imports do not count."""
+    """Load once; print seconds, seconds of processor time, and growth of the peak memory in MiB, imports left out."""
     load = loader_function(loader)
     before = peak_memory()
-    start = time.perf_counter()
+    start, processor_start = time.perf_counter(), time.process_time()
     records = load(json_file)
     if loader.endswith("read all"):
         for _ in records:
             pass
-    print(json.dumps([time.perf_counter() - start, peak_memory() - before, len(records)]))
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
+    print(json.dumps([seconds, processor_seconds, peak_memory() - before]))
 
 
 def peak_memory() -> float:
@@ -146,13 +147,17 @@ def run_at_once(arguments: list, num_processes: int, cache_folder: Path) -> list
 
 
 def measure(loader: str, json_file: Path, num_processes: int) -> tuple:
-    """Load in several processes at once; return the slowest one's seconds and the mean of their peak memories."""
+    """Load in several processes at once.
+
+    Returns:
+        Seconds of the slowest, the mean of their processor seconds, the mean of their peak memories in MiB.
+    """
     if loader == "eql_d2, first":
         for cache_file in json_file.parent.glob("*.eql_d2_cache"):
             cache_file.unlink()
     outputs = run_at_once(["--load", loader, "--json", str(json_file)], num_processes, json_file.parent)
-    results = [json.loads(output) for output in outputs]
-    return max(seconds for seconds, _, _ in results), sum(memory for _, memory, _ in results) / num_processes
+    seconds, processor_seconds, memory = np.transpose([json.loads(output) for output in outputs])
+    return seconds.max(), processor_seconds.mean(), memory.mean()
 
 
 def main() -> None:
@@ -177,16 +182,18 @@ def compare(json_file: Path, num_images: int) -> None:
     generate(json_file, num_images)
     num_instances = num_images * INSTANCES // IMAGES
     print(f"{num_images} images, {num_instances} instances, {json_file.stat().st_size / 2**20:.0f} MiB of json")
-    print("| loader | processes | seconds | times faster | MiB each | share of memory |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| loader | processes | seconds | times faster | CPU s each | times less | MiB each | share of memory |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for num_processes in (1, 4):
         reference = None
         for loader in LOADERS:
-            seconds, memory = measure(loader, json_file, num_processes)
-            reference = reference or (seconds, memory)
-            faster, share = reference[0] / seconds, memory / reference[1]
+            figures = measure(loader, json_file, num_processes)
+            reference = reference or figures
+            seconds, processor_seconds, memory = figures
             print(
-                f"| {loader} | {num_processes} | {seconds:.2f} | {faster:.1f} | {memory:.0f} | {share:.2f} |",
+                f"| {loader} | {num_processes} | {seconds:.2f} | {reference[0] / seconds:.1f} | "
+                f"{processor_seconds:.2f} | {reference[1] / processor_seconds:.1f} | "
+                f"{memory:.0f} | {memory / reference[2]:.2f} |",
                 flush=True,
             )
     print(run_at_once(["--check-equal", "--json", str(json_file)], 1, json_file.parent)[0].strip())

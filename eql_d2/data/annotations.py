@@ -16,6 +16,9 @@ from eql_d2.errors import InputError
 PathLike = Union[str, os.PathLike]
 
 
+_NO_SEGMENTATION = msgspec.Raw()
+
+
 class Category(msgspec.Struct, gc=False):
     """An entry of ``categories``. ``frequency`` is r, c or f in LVIS, absent in COCO."""
 
@@ -43,7 +46,7 @@ class Annotation(msgspec.Struct, gc=False):
     image_id: int
     category_id: int
     bbox: Tuple[float, float, float, float]
-    segmentation: msgspec.Raw = msgspec.Raw()
+    segmentation: msgspec.Raw = _NO_SEGMENTATION
     keypoints: Optional[List[float]] = None
     iscrowd: Union[int, bool, None] = None
     ignore: int = 0
@@ -127,18 +130,17 @@ def decode_segmentation(annotation: Annotation, path: PathLike) -> Union[List[Li
     Raises:
         InputError: if the segmentation is neither.
     """
-    encoded = bytes(annotation.segmentation)
-    if not encoded:
+    if annotation.segmentation is _NO_SEGMENTATION:
         return None
     try:
-        segmentation = _SEGMENTATION_DECODER.decode(encoded)
+        segmentation = _SEGMENTATION_DECODER.decode(annotation.segmentation)
     except msgspec.ValidationError as error:
         raise InputError(
             f"{path}: annotation {annotation.id} has a segmentation that is neither a list of polygons nor a "
             f"run-length mask: {error}."
         ) from None
     if not isinstance(segmentation, RunLengthMask):
-        return segmentation or None
+        return segmentation or None  # COCO writes an empty list for no mask
     size = list(segmentation.size)
     if isinstance(segmentation.counts, str):
         return {"size": size, "counts": segmentation.counts}

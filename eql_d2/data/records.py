@@ -266,8 +266,8 @@ def _annotation_record(annotation: Annotation, labels: Dict[int, int], path: Pat
     """Return an annotation in Detectron2's form but for ``bbox_mode``; ``None`` if none of its polygons is valid."""
     record = {"bbox": annotation.bbox, "category_id": labels[annotation.category_id]}
     segmentation = decode_segmentation(annotation, path)
-    if isinstance(segmentation, list):
-        segmentation = [polygon for polygon in segmentation if is_valid_polygon(polygon)]
+    if isinstance(segmentation, list) and not all(map(is_valid_polygon, segmentation)):
+        segmentation = list(filter(is_valid_polygon, segmentation))
         if not segmentation:
             return None
     if segmentation is not None:
