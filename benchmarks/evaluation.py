@@ -7,9 +7,9 @@
 Generates annotations and detections (jittered ground truth, class confusions, random false positives; boxes and
 masks), runs each evaluator in a process of its own, asserts that all metrics and every category's AP are equal to
 1e-12, and prints time and peak memory of the whole process as a Markdown table. CPU seconds, of all threads together,
-tell more than seconds where other programs run beside it. The peer is lvis as Detectron2 calls
-it, once, because it takes minutes; this package runs three times and the median counts. "combined" reads one file with
-box and mask in each record, the submission format, in which the peer would spend more time than in its own row.
+tell more than seconds where other programs run beside it. The peer is lvis as Detectron2 calls it, once, because it
+takes minutes; this package runs three times and the median counts. "combined" reads one file with box and mask in each
+record, the submission format, in which the peer would spend more time than in its own row.
 """
 
 import argparse
