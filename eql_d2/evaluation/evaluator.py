@@ -108,7 +108,8 @@ class InstanceEvaluator(DatasetEvaluator):
         if self._store is not None:
             self._store.close()
         self._store = PredictionStore(Path(self._shared_folder()) / "predictions", comm.get_rank())
-        identity = json.dumps([self.dataset_name, self.fingerprint, weights])
+        # The main process's, for all: buffers that are not shared may differ from process to process.
+        identity = comm.all_gather(json.dumps([self.dataset_name, self.fingerprint, weights]))[0]
         if comm.is_main_process():
             self._store.prepare(identity, resume)
         comm.synchronize()
