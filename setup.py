@@ -27,7 +27,7 @@ setup(
         "pycocotools",
         "lvis",
         "opencv-python",
-        "hotcoco",
+        "hotcoco; python_version >= '3.10'",  # elsewhere the lvis back end is used
         "msgspec",
         # What Detectron2 itself imports; its wheel is installed without dependencies.
         "Pillow",
