@@ -1,9 +1,14 @@
 """Which Detectron2 this package works with."""
 
 import importlib
+import warnings
 from pathlib import Path
 
 from eql_d2.errors import InputError
+
+# torch's advice to the authors of Detectron2, which scripts functions at import, is nothing that a user can act on.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
 
 SUPPORTED = (
     "upstream main from September 2022 on (version string 0.6 with federated loss in FastRCNNOutputLayers), "
