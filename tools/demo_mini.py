@@ -12,7 +12,7 @@ from eql_d2.experiments.demo import run_demo
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder for runs, table and picture")
-    parser.add_argument("--data", type=Path, default=Path("datasets/mini"), help="the data set; generated if absent")
+    parser.add_argument("--data", type=Path, default=Path("datasets/mini_demo"), help="the data; generated if absent")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides for both methods: KEY VALUE ...")
     args = parser.parse_args()
     try:

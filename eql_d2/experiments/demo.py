@@ -9,6 +9,8 @@ from eql_d2.data.mini import STAMP, generate_mini_dataset
 from eql_d2.experiments.jobs import ROOT, Job, run_jobs
 
 METRICS = ("AP", "APr", "APc", "APf")
+#: The generated set that configs/mini/Base-demo.yaml is made for.
+DATASET = {"num_classes": 24, "num_train": 600, "num_val": 150, "num_test": 10, "image_size": 96}
 
 
 def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path:
@@ -17,7 +19,8 @@ def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path
     Args:
         output_dir: receives ``sigmoid/``, ``eql/``, ``table.md`` and ``detections.png``. What is there already is kept:
             an interrupted demonstration goes on where it stopped.
-        data_dir: the generated data set, made if absent; its parent becomes ``DETECTRON2_DATASETS``.
+        data_dir: the generated data set, made if absent; must be called ``mini_demo``, since the configs name it so.
+            Its parent becomes ``DETECTRON2_DATASETS``.
         opts: config overrides for both methods.
 
     Returns:
@@ -26,7 +29,7 @@ def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path
     start = time.monotonic()
     print(f"Data: {data_dir}", flush=True)
     if not (data_dir / STAMP).is_file():
-        generate_mini_dataset(data_dir)
+        generate_mini_dataset(data_dir, **DATASET)
     environment = {"DETECTRON2_DATASETS": str(data_dir.resolve().parent)}
     jobs = [
         Job(method, ROOT / f"configs/mini/demo_{method}.yaml", output_dir / method, opts, environment)
@@ -116,7 +119,7 @@ def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_thre
     return path
 
 
-def draw_panel(image, objects: List[Dict], metadata, title: str, scale: int = 3):
+def draw_panel(image, objects: List[Dict], metadata, title: str, scale: int = 4):
     """Return ``image`` enlarged, with outlines and class names; rare classes in red, common in orange, frequent green.
 
     Args:
