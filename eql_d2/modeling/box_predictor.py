@@ -17,7 +17,8 @@ from eql_d2.losses.calibration import Calibration
 from eql_d2.modeling.classifier import build_calibration_from_config, build_classifier_loss_from_config
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
-#: Iterations between two readings of the loss's statistics: each reading waits for the device.
+#: Iterations between two readings of the loss's statistics, which make the host wait for the device: the period of
+#: Detectron2's writers.
 STATISTICS_PERIOD = 20
 
 
@@ -135,7 +136,7 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
     @torch.no_grad()
     def _log(self, logits: Tensor, gt_classes: Tensor) -> None:
         storage = get_event_storage()
-        if storage.iter % STATISTICS_PERIOD:
+        if (storage.iter + 1) % STATISTICS_PERIOD:
             return
         # Scores, not logits: Detectron2 takes the last column for background, and only the scores have it there.
         _log_classification_stats(self.classifier_loss.scores(logits), gt_classes)

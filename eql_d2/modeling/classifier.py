@@ -13,23 +13,23 @@ from eql_d2.losses import (
     build_calibration,
     build_classifier_loss,
 )
+from eql_d2.losses.base import Categories
 from eql_d2.losses.calibration import Calibration
 
 
 def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
     """Build the loss that ``MODEL.LONG_TAIL.LOSS`` names, with the settings of its own node.
 
-    The category counts come from ``MODEL.LONG_TAIL.FREQUENCY`` or the data sets of ``DATASETS.TRAIN``; losses that use
-    no counts are built without reading either.
+    The category counts come from ``MODEL.LONG_TAIL.FREQUENCY`` or the data sets of ``DATASETS.TRAIN``. A loss that does
+    not compute with them is told them for its statistics of rare, common and frequent classes, and does without them
+    where they cannot be had.
 
     Raises:
         InputError: for an unknown loss or setting, or if the counts are of another number of classes than
             ``MODEL.ROI_HEADS.NUM_CLASSES``.
     """
     node = cfg.MODEL.LONG_TAIL
-    num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    loss_class = CLASSIFIER_LOSS_REGISTRY.get(node.LOSS)
-    categories = _checked_frequency(cfg) if loss_class.needs_frequency else num_classes
+    categories = _categories(cfg, needs_frequency=CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency)
     return build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {}))
 
 
@@ -46,8 +46,7 @@ def build_calibration_from_config(cfg, stage: int = 0) -> Optional[Calibration]:
     node = cfg.MODEL.LONG_TAIL.CALIBRATION
     if not node.NAME:
         return None
-    needs_frequency = CALIBRATION_REGISTRY.get(node.NAME).needs_frequency
-    categories = _checked_frequency(cfg) if needs_frequency else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    categories = _categories(cfg, needs_frequency=CALIBRATION_REGISTRY.get(node.NAME).needs_frequency)
     settings = dict(node.get(node.NAME, {}))
     if settings.get("STATISTICS"):
         settings["STATISTICS"] = str(statistics_file(settings["STATISTICS"], stage))
@@ -58,6 +57,16 @@ def statistics_file(path: str, stage: int) -> Path:
     """Return the file with the logit statistics of a stage: ``x.pth`` of the first, ``x_stage1.pth`` of the second."""
     path = Path(path)
     return path.with_name(f"{path.stem}_stage{stage}{path.suffix}") if stage else path
+
+
+def _categories(cfg, needs_frequency: bool) -> Categories:
+    """Return the category counts, or the number of classes where they cannot be had and are not needed."""
+    try:
+        return _checked_frequency(cfg)
+    except InputError:
+        if needs_frequency:
+            raise
+        return cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
 
 def _checked_frequency(cfg) -> CategoryFrequency:

@@ -195,3 +195,15 @@ def test_gathered_box_deltas_equal_the_whole_layer(lvis_folder, classes):
     assert (results[0][0] > 0) == bool(classes)
     for gathered, whole in zip(*results):
         assert torch.allclose(gathered, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_statistics_are_logged_where_the_writers_write(lvis_folder):
+    model = build_model(tiny_config(lvis_folder, loss="EQL_V2")).train()
+    for iteration, logged in ((18, False), (19, True)):
+        with EventStorage(iteration) as storage:
+            model([example({"positive": [0], "negative": [2]}, (0, 1)), example(classes=())])
+            values = {name: value for name, (value, _) in storage.latest().items() if name.startswith("long_tail/")}
+        assert bool(values) == logged
+    regions = [values[f"long_tail/num_regions/{group}"] for group in ("rare", "common", "frequent", "background")]
+    assert sum(regions) == 64 and regions[0] == 0 and regions[2] > 0
+    assert {"long_tail/gradient_ratio/rare", "long_tail/negative_weight/frequent"} <= set(values)
