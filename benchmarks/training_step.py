@@ -6,7 +6,8 @@
 Forward, backward and the optimizer's step, softmax cross-entropy in both, class-agnostic masks (Detectron2's
 class-specific head is compared in benchmarks/mask_head.py). Both models start from the same weights and see the same
 images, regions are drawn from the same seed, and the losses of every timed step are asserted to be equal. The two step
-in turn in one process; peak memory is that of a process of its own. Prints a Markdown table.
+in turn in one process, from the same weights each time; peak memory is that of a process of its own. Prints a Markdown
+table.
 """
 
 import argparse
@@ -97,6 +98,8 @@ def compare(case: str, steps: int) -> Dict[str, float]:
     storages = {name: EventStorage() for name in programs}
     for i in range(steps + 1):
         losses = {}
+        # The same start for every pair of steps: rounding would grow into other proposals after a few of them.
+        programs["detectron2"][0].load_state_dict(programs["eql_d2"][0].state_dict())
         for name in sorted(programs, reverse=bool(i % 2)):
             with storages[name] as storage:
                 start = time.perf_counter()

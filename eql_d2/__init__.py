@@ -4,6 +4,8 @@ Importing this package imports neither Detectron2 nor torch: ``eql_d2.losses`` a
 without Detectron2, everything else asks for it when it is imported.
 """
 
+from eql_d2 import compat  # noqa: F401  (quiets warnings that Detectron2 provokes, before it is imported)
+
 __version__ = "0.1.0"
 
 
