@@ -98,7 +98,8 @@ class Trainer(DefaultTrainer):
                 Path(self.cfg.OUTPUT_DIR) / "category_frequency.json"
             )
             log_experiment(self.cfg, self.model)
-        return super().train()
+        super().train()
+        return getattr(self, "_last_eval_results", None) or {}
 
     def build_hooks(self):
         ret = super().build_hooks()
@@ -272,4 +273,4 @@ def run(cfg, args) -> Dict[str, Any]:
         return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train() or {}
+    return trainer.train()
