@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from eql_d2.config import get_cfg
+from eql_d2.engine import load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments import model_zoo
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY
@@ -136,3 +137,29 @@ def test_no_row_of_a_table_is_claimed_by_two_configs():
     for entry in yaml.safe_load(model_zoo.ROWS_FILE.read_text()).values():
         claims += [str(reference) for key in ("paper", "repository") for reference in entry.get(key, ())]
     assert len(claims) == len(set(claims))
+
+
+def readme_block(language: str) -> str:
+    """Return the first fenced block of a language in README.md."""
+    return re.search(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+
+
+def test_the_readme_s_loss_runs():
+    names = {}
+    exec(readme_block("python"), names)
+    assert names["logits"].grad.abs().sum() > 0 and names["scores"].shape == (512, 5)
+
+
+def test_the_readme_s_config_loads(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mine.yaml").write_text(readme_block("yaml"))
+    cfg = load_config(str(tmp_path / "mine.yaml"))
+    assert cfg.DATASETS.TRAIN == ("mine_train",) and cfg.MODEL.LONG_TAIL.DATASETS[1][0] == "mine_val"
+    assert cfg.MODEL.META_ARCHITECTURE == "LongTailRCNN" and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 37
+
+
+def test_the_readme_s_commands_name_files_that_exist():
+    pattern = r"(?:tools|demo|configs|datasets|docs|benchmarks)/[\w./-]+\.(?:py|yaml|md)"
+    commands = re.findall(pattern, (ROOT / "README.md").read_text())
+    assert len(commands) > 10
+    assert [path for path in commands if not (ROOT / path).is_file()] == []
