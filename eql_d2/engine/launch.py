@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from datetime import timedelta
 from typing import Callable
@@ -17,6 +18,8 @@ from eql_d2.errors import InputError
 #: Evaluation runs on the main process while the others wait for it.
 TIMEOUT = timedelta(hours=2)
 INPUT_ERROR_STATUS = 2
+#: Seconds that ranks other than 0 leave to rank 0, and the launcher, before they report an error themselves.
+OTHER_RANKS_WAIT = 5.0
 
 
 def argument_parser():
@@ -69,9 +72,11 @@ def _guarded(main: Callable, args) -> None:
     try:
         main(args)
     except (InputError, FloatingPointError) as error:
-        # Every rank meets the same bad input; one of them says so, and the launcher ends the others.
-        if comm.get_rank() == 0 or not isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        # Most often every rank meets the same error. Rank 0 says so first and the launcher ends the others meanwhile;
+        # an error of one rank alone (an image that only it reads) is said by that rank.
+        if comm.get_rank() > 0:
+            time.sleep(OTHER_RANKS_WAIT)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         _exit(INPUT_ERROR_STATUS)
     except Exception:
         if comm.get_world_size() == 1:

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 
-from eql_d2.engine import argument_parser, load_config
+from eql_d2.engine import argument_parser, launch, load_config
 from eql_d2.engine import setup as setup_run
 from eql_d2.engine.trainer import Trainer, run
 from eql_d2.errors import InputError
@@ -161,5 +162,20 @@ def test_exit_status_and_one_line(processes):
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", "absent.yaml"]
     done = subprocess.run([*command, "--num-gpus", str(processes)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "error: --config-file absent.yaml: there is no such file." in done.stderr
+    assert done.stderr.count("error: --config-file absent.yaml: there is no such file.") == 1
     assert "Traceback" not in done.stderr
+
+
+def fail_on_rank_one(args):
+    """A main function of which only rank 1 meets bad input, while the others wait for it."""
+    if comm.get_rank() == 1:
+        raise InputError("000123.jpg is only in the share of rank 1")
+    comm.synchronize()
+
+
+def test_an_error_of_one_rank_alone_is_said(capfd):
+    args = argument_parser().parse_args(["--num-gpus", "2", "--dist-url", "auto"])
+    with pytest.raises(SystemExit) as exit_status:
+        launch(fail_on_rank_one, args)
+    assert exit_status.value.code == 2
+    assert capfd.readouterr().err.count("error: 000123.jpg is only in the share of rank 1") == 1
