@@ -45,20 +45,19 @@ STOCK = [
 
 
 def build(case: str, stock: bool):
-    """Return a model in training mode and its optimizer, from the same initial weights for both programs."""
+    """Return a model in training mode and its optimizer.
+
+    The learning rate is so small that a ResNet-50 without pre-trained weights does not diverge on noise.
+    """
     config, _, _ = CASES[case]
-    cfg = load_config(str(ROOT / config), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *(STOCK if stock else [])])
+    common = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SOLVER.BASE_LR", 1e-8]
+    cfg = load_config(str(ROOT / config), [*common, *(STOCK if stock else [])])
     with tempfile.TemporaryDirectory() as folder:
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         path = Path(folder) / "frequency.json"
         CategoryFrequency.from_counts([100] * num_classes, num_images=1000).save(path)
         cfg.MODEL.LONG_TAIL.FREQUENCY = str(path)
         model = build_model(cfg).train()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            fan_in = parameter[0].numel()
-            parameter.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
     return model, build_optimizer(cfg, model)
 
 
