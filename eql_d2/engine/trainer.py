@@ -104,8 +104,9 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         ret = super().build_hooks()
         if self.cfg.TEST.AUG.ENABLED:
-            # Before the last hook, the writer, so that its metrics are written.
-            ret.insert(-1, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+            # After the plain evaluation, on every rank alike, and before the writer, which the main process alone has.
+            position = len(ret) - 1 if comm.is_main_process() else len(ret)
+            ret.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         return ret
 
     @classmethod

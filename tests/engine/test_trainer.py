@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
 
+from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.trainer import Trainer
+from tests.conftest import tiny_config
 from tests.engine.test_bad_input import run_tiny
 
 
@@ -47,3 +50,20 @@ def test_results_hold_what_repeats_a_number(lvis_folder):
     # A group without ground truth has no AP: null, not -100 and not NaN, which is no json.
     assert content["results"]["bbox"]["APr"] is None
     assert content["results"]["bbox"]["APf"] is not None
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_augmented_evaluation_comes_after_the_plain_one_on_every_rank(lvis_folder, monkeypatch, is_main):
+    """Both evaluations are collective: ranks that run them in another order wait for each other for ever."""
+    cfg = tiny_config(lvis_folder, "Mask-R-CNN-FPN", "EQL", "TEST.AUG.ENABLED", True)
+    register_from_config(cfg)
+    monkeypatch.setattr("detectron2.utils.comm.is_main_process", lambda: is_main)
+    order = []
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, *args: order.append("plain") or {}))
+    monkeypatch.setattr(Trainer, "test_with_TTA", classmethod(lambda cls, *args: order.append("augmented") or {}))
+    trainer = Trainer(cfg)
+    for hook in trainer._hooks:
+        if isinstance(hook, EvalHook):
+            hook._func()
+    assert order == ["plain", "augmented"]
+    assert isinstance(trainer._hooks[-1], PeriodicWriter) == is_main
