@@ -16,6 +16,7 @@ from eql_d2.engine.launch import argument_parser
 from eql_d2.engine.setup import load_config, setup
 from eql_d2.engine.trainer import run
 from eql_d2.errors import InputError
+from eql_d2.experiments.jobs import has_finished
 
 
 def two_stage_parser() -> ArgumentParser:
@@ -56,11 +57,7 @@ def stage_arguments(args: Namespace) -> List[Namespace]:
 
 def is_finished(folder: Path) -> bool:
     """Return whether a training has written its last weights and evaluated them; the same answer on every process."""
-    weights, results = folder / "model_final.pth", folder / "results.json"
-    finished = weights.is_file() and results.is_file()
-    # The metrics may be of an evaluation in the course of the training.
-    finished = finished and results.stat().st_mtime_ns >= weights.stat().st_mtime_ns
-    return comm.all_gather(finished)[0]
+    return comm.all_gather(has_finished(folder))[0]
 
 
 def train_two_stages(args: Namespace) -> Dict[str, Any]:

@@ -79,21 +79,17 @@ def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_thre
     import numpy as np
     import torch
     from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.engine import DefaultPredictor
 
-    import eql_d2.modeling  # noqa: F401  (registers the model)
-    from eql_d2.data.builtin import register_from_config
-    from eql_d2.engine.setup import load_config
+    from eql_d2.predictor import Predictor
 
     torch.set_num_threads(os.cpu_count() or 1)
     predictors = []
     for job in jobs:
-        cfg = load_config(str(job.output_dir / "config.yaml"))
-        cfg.MODEL.WEIGHTS = str(job.output_dir / "model_final.pth")
-        register_from_config(cfg)
-        predictors.append((job.name, DefaultPredictor(cfg)))
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+        weights = str(job.output_dir / "model_final.pth")
+        predictors.append((job.name, Predictor(job.output_dir / "config.yaml", weights=weights)))
+    dataset_name = predictors[0][1].cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(dataset_name)
+    records = DatasetCatalog.get(dataset_name)
     groups = metadata.frequency_groups
     rare = [sum(groups[a["category_id"]] == "r" for a in record["annotations"]) for record in records]
     chosen = sorted(range(len(records)), key=lambda i: (-rare[i], i))[:num_images]
@@ -104,7 +100,7 @@ def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_thre
         image = cv2.imread(record["file_name"])
         cells = [draw_panel(image, record["annotations"], metadata, "ground truth")]
         for name, predictor in predictors:
-            instances = predictor(image)["instances"].to("cpu")
+            instances = predictor(image)
             order = instances.scores.argsort(descending=True)[: max(1, len(record["annotations"]))]
             kept = instances[order]
             kept = kept[kept.scores >= score_threshold * kept.scores.max()] if len(kept) else kept

@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN_NET = ROOT / "tools" / "train_net.py"
 
 
+def has_finished(output_dir: Path) -> bool:
+    """Return whether a training has written its last weights to ``output_dir`` and evaluated them.
+
+    Metrics that are older than the weights are of an evaluation in the course of the training.
+    """
+    weights, results = output_dir / "model_final.pth", output_dir / "results.json"
+    return weights.is_file() and results.is_file() and results.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+
+
 @dataclass
 class Job:
     """One run of tools/train_net.py.
@@ -40,9 +49,8 @@ class Job:
 
     @property
     def results(self) -> Optional[Dict]:
-        """What ``results.json`` holds, ``None`` while there is none."""
-        path = self.output_dir / "results.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """What ``results.json`` holds, ``None`` until the run has finished."""
+        return json.loads((self.output_dir / "results.json").read_text()) if has_finished(self.output_dir) else None
 
     def progress(self) -> Optional[Dict]:
         """The last line of ``metrics.json`` that training wrote, ``None`` before the first."""
@@ -56,7 +64,7 @@ class Job:
 def run_jobs(
     jobs: Sequence[Job], parallel: int = 1, report: Callable[[str], None] = print, period: float = 15.0
 ) -> None:
-    """Run every job that has no ``results.json`` yet, ``parallel`` at a time, each on its share of the cores.
+    """Run every job that has not finished yet, ``parallel`` at a time, each on its share of the cores.
 
     Args:
         jobs: what to run.
