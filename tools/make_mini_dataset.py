@@ -28,11 +28,15 @@ def parse_args() -> argparse.Namespace:
         ("--test-images", "num_test", "number of images without annotations"),
         ("--image-size", "image_size", "side of the square images in pixels"),
         ("--seed", "seed", "seed of all random choices"),
+        ("--first-class", "first_class", "appearances to leave out: 60 gives no class of the default set"),
     ):
         default = getattr(defaults, field)
         parser.add_argument(
             option, dest=field, type=int, default=default, metavar="N", help=f"{what} (default: {default})"
         )
+    parser.add_argument(
+        "--balanced-train", action="store_true", help="as many training images for every class: a set to pre-train on"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a set made with other parameters")
     parser.add_argument("--statistics", action="store_true", help="print the statistics of train and val")
     return parser.parse_args()

@@ -23,7 +23,7 @@ from eql_d2.data.mini_shapes import Appearance, DrawnObject, ObjectRequest, clas
 from eql_d2.errors import InputError
 
 #: Part of the stamp. Raise it with every change that changes the files: sets of other versions are not reused.
-VERSION = 1
+VERSION = 2
 STAMP = "mini.json"
 SPLITS = ("train", "val", "test")
 #: Share of the images showing a class in which it is in neither set: not annotated and not verified absent.
@@ -45,6 +45,8 @@ class MiniParameters:
         num_train, num_val, num_test: images of each split.
         image_size: side of the square images in pixels.
         seed: of all random choices.
+        first_class: appearances to leave out at the beginning; 60 gives a set with no class of the default one.
+        balanced_train: every class is in about as many training images, as in val: a set to pre-train on.
     """
 
     num_classes: int = 60
@@ -53,11 +55,16 @@ class MiniParameters:
     num_test: int = 50
     image_size: int = 128
     seed: int = 0
+    first_class: int = 0
+    balanced_train: bool = False
 
     def __post_init__(self):
-        bounds = {"num_classes": (1, None), "image_size": (32, 4096), "seed": (0, None)}
+        bounds = {"num_classes": (1, None), "image_size": (32, 4096), "seed": (0, None), "first_class": (0, None)}
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "balanced_train":
+                object.__setattr__(self, field.name, bool(value))
+                continue
             low, high = bounds.get(field.name, (1, MAX_IMAGES))
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise InputError(f"{field.name} is {value!r}; it must be a whole number.")
@@ -65,12 +72,16 @@ class MiniParameters:
                 upper = "" if high is None else f" and at most {high}"
                 raise InputError(f"{field.name} is {value}; it must be at least {low}{upper}.")
             object.__setattr__(self, field.name, int(value))
-        class_appearances(self.num_classes)
+        self.appearances()
         train_image_counts(self.num_classes, self.num_train)
 
     def num_images(self, split: str) -> int:
         """Number of images of ``train``, ``val`` or ``test``."""
         return getattr(self, f"num_{split}")
+
+    def appearances(self) -> Tuple[Appearance, ...]:
+        """Return how each class looks."""
+        return class_appearances(self.num_classes, self.first_class)
 
     def rng(self, *key: int) -> np.random.Generator:
         """Return a generator of its own for each key."""
@@ -86,6 +97,8 @@ def generate_mini_dataset(
     seed: int = 0,
     num_test: int = 50,
     overwrite: bool = False,
+    first_class: int = 0,
+    balanced_train: bool = False,
 ) -> Path:
     """Write the data set, or do nothing if it is there already.
 
@@ -105,6 +118,8 @@ def generate_mini_dataset(
         seed: of all random choices.
         num_test: images without annotations.
         overwrite: replace a set made with other parameters.
+        first_class: appearances to leave out at the beginning; 60 gives a set with no class of the default one.
+        balanced_train: every class is annotated in about the same number of training images too.
 
     Returns:
         ``output_dir``.
@@ -113,7 +128,9 @@ def generate_mini_dataset(
         InputError: if a parameter is out of range, if ``output_dir`` holds a set of other parameters and ``overwrite``
             is not given, if it holds anything else, or if it cannot be written.
     """
-    parameters = MiniParameters(num_classes, num_train, num_val, num_test, image_size, seed)
+    parameters = MiniParameters(
+        num_classes, num_train, num_val, num_test, image_size, seed, first_class, balanced_train
+    )
     target = Path(output_dir).resolve()
     # A sibling, so that the rename stays on one file system.
     temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
@@ -163,7 +180,7 @@ def plan_split(parameters: MiniParameters, split: str) -> List[ImagePlan]:
     """Return the content of every image of a split; also what the json does not tell, the unannotated objects."""
     rng = parameters.rng(SPLITS.index(split))
     num_images = parameters.num_images(split)
-    if split == "train":
+    if split == "train" and not parameters.balanced_train:
         # Which class is rare is a matter of chance, not of its shape or hue.
         image_counts = rng.permutation(train_image_counts(parameters.num_classes, num_images))
     else:
@@ -187,7 +204,7 @@ def draw_image(
         for i in range(count)
     ]
     rng = parameters.rng(SPLITS.index(split), index)
-    return draw_scene(requests, class_appearances(parameters.num_classes), parameters.image_size, rng)
+    return draw_scene(requests, parameters.appearances(), parameters.image_size, rng)
 
 
 def _is_made(output_dir: Path, parameters: MiniParameters, overwrite: bool) -> bool:
@@ -229,7 +246,7 @@ def _stamp(parameters: MiniParameters) -> Dict[str, int]:
 
 def _write_dataset(folder: Path, parameters: MiniParameters) -> None:
     """Write all files into an empty folder, the stamp last."""
-    appearances = class_appearances(parameters.num_classes)
+    appearances = parameters.appearances()
     images, annotations, unannotated = {}, {}, {}
     for split in SPLITS:
         images[split], annotations[split], unannotated[split] = _write_images(folder / split, parameters, split)

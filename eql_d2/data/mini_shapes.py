@@ -103,17 +103,21 @@ class Appearance:
 
 
 @lru_cache(maxsize=1)
-def class_appearances(num_classes: int) -> Tuple[Appearance, ...]:
-    """Return the first ``num_classes`` distinct appearances: six shapes, then all, then patterns of a second hue.
+def class_appearances(num_classes: int, first_class: int = 0) -> Tuple[Appearance, ...]:
+    """Return ``num_classes`` distinct appearances: six shapes, then all, then patterns of a second hue.
 
-    More classes begin with the same ones.
+    More classes begin with the same ones; a later ``first_class`` leaves out as many, for a set whose classes another
+    set does not have.
 
     Raises:
         InputError: if there are not so many appearances.
     """
-    if num_classes > MAX_CLASSES:
-        raise InputError(f"num_classes is {num_classes}; at most {MAX_CLASSES} classes can be told apart.")
-    return tuple(itertools.islice(_appearances(), num_classes))
+    if num_classes + first_class > MAX_CLASSES:
+        before = f" after the first {first_class}" if first_class else ""
+        raise InputError(
+            f"num_classes is {num_classes}; at most {MAX_CLASSES - first_class} classes can be told apart{before}."
+        )
+    return tuple(itertools.islice(_appearances(), first_class, first_class + num_classes))
 
 
 def _appearances() -> Iterator[Appearance]:
