@@ -31,9 +31,15 @@ def add_eql_config(cfg: CN) -> None:
     # The program that computes LVIS AP: "auto" (hotcoco if installed, else lvis), "hotcoco" or "lvis".
     node.EVALUATOR = "auto"
     # Report AP-fixed (arXiv 2102.01066) beside AP: the 10,000 best detections of each class over the whole set, no cap
-    # per image. It needs a model that returns many detections (TEST.DETECTIONS_PER_IMAGE above 300); AP keeps its cap
-    # of 300.
+    # per image. It needs a model that returns many detections (TEST.DETECTIONS_PER_IMAGE above AP_CAP).
     node.AP_FIXED = False
+    # Detections of an image that AP counts beside AP-fixed, LVIS's 300; without AP_FIXED it counts all.
+    node.AP_CAP = 300
+
+    node.ANALYSIS = CN()
+    # Iterations between two steps whose gradients and probabilities are summed up for each category and written to
+    # OUTPUT_DIR/training_gradients.csv at each checkpoint: 1 for every step; 0 is off.
+    node.ANALYSIS.PERIOD = 0
 
     node.TAU_NORM = CN()
     # tau-normalisation of a trained classifier at test time: each class's weights are divided by their norm to this

@@ -16,8 +16,6 @@ from eql_d2.evaluation.evaluator import COCOEvaluator, InstanceEvaluator, LVISEv
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
 _EVALUATORS = {"lvis": LVISEvaluator, "coco": COCOEvaluator}
-#: LVIS's own cap on detections per image.
-LVIS_MAX_DETECTIONS = 300
 
 
 def build_evaluator(
@@ -26,8 +24,8 @@ def build_evaluator(
     """Build the evaluator that a data set's metadata (``evaluator_type``) asks for.
 
     Reads ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``, ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``, which is
-    also the cap of the evaluation. With ``AP_FIXED`` that cap is LVIS's 300 at most, so that a model may return more
-    for AP-fixed without changing AP.
+    also the cap of the evaluation. With ``AP_FIXED`` that cap is ``AP_CAP`` (LVIS's 300) at most, so that a model may
+    return more for AP-fixed without changing AP.
 
     Args:
         cfg: with ``MODEL.LONG_TAIL``.
@@ -37,7 +35,7 @@ def build_evaluator(
             ``MODEL.LONG_TAIL.FREQUENCY`` if not given, left out if neither is there.
 
     Raises:
-        InputError: if the data set is of another kind.
+        InputError: if the data set is of another kind, or ``AP_CAP`` is no number of detections.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind not in _EVALUATORS:
@@ -46,8 +44,10 @@ def build_evaluator(
             f"{' and '.join(map(repr, _EVALUATORS))}."
         )
     max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+    if cfg.MODEL.LONG_TAIL.AP_CAP < 1:
+        raise InputError(f"MODEL.LONG_TAIL.AP_CAP is {cfg.MODEL.LONG_TAIL.AP_CAP}; it must be at least 1.")
     if cfg.MODEL.LONG_TAIL.AP_FIXED and kind == "lvis":
-        max_detections = min(max_detections, LVIS_MAX_DETECTIONS)
+        max_detections = min(max_detections, cfg.MODEL.LONG_TAIL.AP_CAP)
     return _EVALUATORS[kind](
         dataset_name,
         output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
