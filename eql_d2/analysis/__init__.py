@@ -1,8 +1,10 @@
 """What goes on inside a long-tailed classifier: numbers first (CSV), plots on top (PNG, SVG).
 
-:func:`analyze` looks at finished runs; ``tools/analyze.py`` is its command line.
+:func:`analyze` looks at finished runs (``tools/analyze.py`` is its command line), :class:`GradientHook` at a training.
 """
 
-from eql_d2.analysis.analyze import ANALYSES, Produced, analyze
+from eql_d2.analysis.analyses import analyze
+from eql_d2.analysis.hook import GradientHook
+from eql_d2.analysis.produced import ANALYSES, Produced
 
-__all__ = ["ANALYSES", "Produced", "analyze"]
+__all__ = ["ANALYSES", "GradientHook", "Produced", "analyze"]

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 
 import eql_d2
 import eql_d2.modeling
+from eql_d2.analysis.hook import GradientHook
 from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
 from eql_d2.engine.checkpoint import LongTailCheckpointer
@@ -103,6 +104,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         ret = super().build_hooks()
+        if self.cfg.MODEL.LONG_TAIL.ANALYSIS.PERIOD:
+            ret.insert(0, GradientHook(self.cfg, self.model))
         if self.cfg.TEST.AUG.ENABLED:
             # After the plain evaluation, on every rank alike, and before the writer, which the main process alone has.
             position = len(ret) - 1 if comm.is_main_process() else len(ret)
@@ -225,6 +228,8 @@ def write_results(cfg, model, results: Dict[str, Any]) -> None:
     path = Path(cfg.OUTPUT_DIR) / "results.json"
     content = json.loads(path.read_text()) if path.is_file() else {}
     content["experiment"] = describe_experiment(cfg, model)
+    if torch.cuda.is_available():
+        content["experiment"]["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     content.setdefault("results", {}).update(_without_nan(results))
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=False))

@@ -103,6 +103,11 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], p
     FigureCanvasAgg(figure)
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
         _plot_column(axes, rows, column)
+    save_figure(figure, path)
+
+
+def save_figure(figure, path: Union[str, os.PathLike]) -> None:
+    """Write a matplotlib figure in the format that the path's suffix names; the file appears whole or not at all."""
     path, temporary = _temporary(path)
     figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=150)
     temporary.replace(path)

@@ -1,8 +1,10 @@
-"""Analyses of finished runs, by name."""
+"""The analyses by name, and what each leaves behind."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Mapping, Optional, Sequence
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
+
+from eql_d2.evaluation.report import write_category_csv
 
 #: The analyses that there are: name, title.
 ANALYSES: Mapping[str, str] = {
@@ -40,15 +42,25 @@ class Produced:
     csvs: List[Path] = field(default_factory=list)
 
 
-def analyze(
-    runs: Sequence[Path],
-    output_dir: Path,
-    only: Optional[Sequence[str]] = None,
-    names: Optional[Sequence[str]] = None,
-    max_images: int = 0,
-    dataset: Optional[str] = None,
-    device: Optional[str] = None,
-    weights: str = "model_final.pth",
-) -> List[Produced]:
-    """Analyse finished runs and write tables and figures to ``output_dir``."""
-    raise NotImplementedError
+def write_tables(
+    name: str,
+    caption: str,
+    folder: Path,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    figure: Tuple[Optional[Path], Optional[Path]] = (None, None),
+) -> Produced:
+    """Write each table as ``<its name>.csv``, the main one first; tables without a row are left out.
+
+    Args:
+        name: of the analysis.
+        caption: of the figure.
+        folder: where to.
+        tables: rows by name.
+        figure: the PNG and the SVG.
+    """
+    paths = []
+    for table, rows in tables.items():
+        if rows:
+            paths.append(folder / f"{table}.csv")
+            write_category_csv(rows, paths[-1])
+    return Produced(name, ANALYSES[name], caption, paths[0], *figure, csvs=paths)
