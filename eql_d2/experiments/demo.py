@@ -81,6 +81,7 @@ def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_thre
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from eql_d2.predictor import Predictor
+    from eql_d2.visualization import draw_panel
 
     torch.set_num_threads(os.cpu_count() or 1)
     predictors = []
@@ -113,38 +114,3 @@ def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_thre
     if not cv2.imwrite(str(path), np.vstack(rows)):
         raise OSError(f"{path} could not be written")
     return path
-
-
-def draw_panel(image, objects: List[Dict], metadata, title: str, scale: int = 4):
-    """Return ``image`` enlarged, with outlines and class names; rare classes in red, common in orange, frequent green.
-
-    Args:
-        image: uint8 BGR ``[H, W, 3]``.
-        objects: records with ``category_id`` and either ``segmentation`` polygons or a bool ``mask [H, W]``.
-        metadata: has ``thing_classes`` and ``frequency_groups``.
-        title: written into the upper left corner.
-        scale: magnification.
-    """
-    import cv2
-    import numpy as np
-
-    colours = {"r": (40, 40, 230), "c": (0, 150, 255), "f": (60, 170, 60)}
-    canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    for found in objects:
-        group = metadata.frequency_groups[found["category_id"]]
-        if "mask" in found:
-            mask = cv2.resize(found["mask"].astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-            outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        else:
-            polygons = found["segmentation"]
-            outlines = [(np.array(p).reshape(-1, 1, 2) * scale).round().astype(np.int32) for p in polygons]
-        cv2.polylines(canvas, outlines, True, colours[group], 2, cv2.LINE_AA)
-        if outlines:
-            x, y = np.concatenate(outlines).reshape(-1, 2).min(axis=0)
-            name = f"{metadata.thing_classes[found['category_id']]} ({group})"
-            origin = (int(x), max(int(y) - 4, 24))
-            cv2.putText(canvas, name, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 3, cv2.LINE_AA)
-            cv2.putText(canvas, name, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.42, colours[group], 1, cv2.LINE_AA)
-    cv2.rectangle(canvas, (0, 0), (8 * len(title) + 12, 18), (255, 255, 255), -1)
-    cv2.putText(canvas, title, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return cv2.copyMakeBorder(canvas, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))

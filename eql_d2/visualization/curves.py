@@ -1,0 +1,71 @@
+"""Training curves as pictures that go into a page."""
+
+import io
+from typing import List, Sequence, Tuple
+
+from eql_d2.visualization.page import Html, data_uri, tag
+from eql_d2.visualization.runs import Run
+
+#: Told apart in black and white by the line style, by people who do not see red and green by the colour.
+STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."))
+_EVALUATED = ("AP", "APr", "APc", "APf")
+
+
+def curve_keys(runs: Sequence[Run]) -> List[str]:
+    """Return what to draw: the total loss, each loss, the learning rate, and AP if it was measured more than once."""
+    keys = sorted(set().union(*(run.metric_keys() for run in runs)))
+    losses = [key for key in keys if key.rsplit("/", 1)[-1].startswith("loss_")]
+    chosen = [key for key in ("total_loss", *losses, "lr") if key in keys]
+    for kind in ("segm", "bbox"):
+        repeated = [key for key in (f"{kind}/{name}" for name in _EVALUATED) if _is_repeated(runs, key)]
+        chosen += repeated
+        if repeated:
+            break
+    return chosen
+
+
+def _is_repeated(runs: Sequence[Run], key: str) -> bool:
+    return any(len(run.series(key)) > 1 for run in runs)
+
+
+def curves(runs: Sequence[Run]) -> Html:
+    """Return a figure for each of :func:`curve_keys`, with a line for each run."""
+    return tag("div", *(_figure(runs, key) for key in curve_keys(runs)), class_="plots")
+
+
+def _figure(runs: Sequence[Run], key: str) -> Html:
+    series = [(run.name, run.series(key)) for run in runs]
+    series = [(name, points) for name, points in series if points]
+    described = [
+        f"{name}: {points[0][1]:.4g} at iteration {points[0][0]}, {points[-1][1]:.4g} at {points[-1][0]}"
+        for name, points in series
+    ]
+    drawing = tag("img", src=data_uri(_draw(series, key), "image/svg+xml"), alt=f"{key}. {'; '.join(described)}")
+    return tag("figure", drawing, tag("figcaption", tag("code", key), ". ", "; ".join(described), "."))
+
+
+def _draw(series: Sequence[Tuple[str, Sequence[Tuple[int, float]]]], key: str) -> bytes:
+    """Return the plot of named series of (iteration, value) as SVG."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Letters as outlines: the page needs no font. A fixed salt: the same runs give the same bytes.
+    with rc_context({"svg.hashsalt": "eql_d2", "svg.fonttype": "path", "text.parse_math": False}):
+        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        for i, (name, points) in enumerate(series):
+            color, line = STYLES[i % len(STYLES)]
+            marker = "o" if len(points) < 8 else None
+            axes.plot(*zip(*points), color=color, linestyle=line, linewidth=1.6, marker=marker, label=name)
+        axes.set_title(key, fontsize=10, loc="left")
+        axes.set_xlabel("iteration", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(series) > 1:
+            axes.legend(fontsize=8, frameon=False)
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
