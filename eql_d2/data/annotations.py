@@ -1,11 +1,13 @@
 """Annotation files in LVIS or COCO format: read with types, checked before anything is built on them.
 
-The polygons, nearly all of such a file, stay as the bytes that they are in the json until an image is packed
+The polygons, nearly all of such a file, stay as the bytes that they are in the json until an image is asked for
 (:mod:`eql_d2.data.records`): no Python object is made for the tens of millions of coordinates.
 """
 
 import os
+import re
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Dict, Hashable, Iterable, Iterator, List, Optional, Tuple, Union
 
 import msgspec
@@ -85,6 +87,12 @@ class RunLengthMask(msgspec.Struct):
     counts: Union[List[int], str]
 
 
+# The json of numbers without exponents, and the space around them. Without these characters, a polygon of 2 n numbers
+# is a pair of brackets with 2 n - 1 commas in it.
+_OF_PLAIN_NUMBERS = b"0123456789.- \t\r\n"
+_POLYGON = rb"\[,{5}(?:,,)*\]"
+_SKELETON_OF_POLYGONS = re.compile(rb"\[%b(?:,%b)*\]" % (_POLYGON, _POLYGON))
+
 _FILE_DECODER = msgspec.json.Decoder(AnnotationFile)
 _SEGMENTATION_DECODER = msgspec.json.Decoder(Union[List[List[float]], RunLengthMask, None])
 
@@ -149,6 +157,20 @@ def decode_segmentation(annotation: Annotation, path: PathLike) -> Union[List[Li
     return mask_util.frPyObjects({"size": size, "counts": segmentation.counts}, *size)
 
 
+def is_plainly_polygons(encoded: bytes) -> bool:
+    """Whether the json of a segmentation is a list of valid polygons, told from its brackets and commas alone.
+
+    True is certain, for json that was parsed before. False may also stand for valid polygons in an odd spelling
+    (numbers with exponents); :func:`decode_segmentation` tells.
+    """
+    return _is_skeleton_of_polygons(encoded.translate(None, _OF_PLAIN_NUMBERS))
+
+
+@lru_cache(maxsize=2**12)  # the polygons of a data set share a few hundred skeletons
+def _is_skeleton_of_polygons(skeleton: bytes) -> bool:
+    return _SKELETON_OF_POLYGONS.fullmatch(skeleton) is not None
+
+
 def is_valid_polygon(polygon: List[float]) -> bool:
     """Whether a polygon has at least three points, each with an x and a y."""
     return len(polygon) >= 6 and len(polygon) % 2 == 0
@@ -209,6 +231,6 @@ def duplicates(values: Iterable[Hashable]) -> List[Any]:
 
 
 def _check_unique(kind: str, ids: Iterable[int], path: PathLike) -> None:
-    repeated = duplicates(ids)
-    if repeated:
-        raise InputError(f"{path}: {kind} id {repeated[0]} occurs more than once; ids must be unique.")
+    ids = list(ids)
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{path}: {kind} id {duplicates(ids)[0]} occurs more than once; ids must be unique.")

@@ -6,6 +6,7 @@ and the processes of one machine share the mapped pages.
 """
 
 from collections.abc import Sequence as SequenceABC
+from itertools import chain
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import msgspec
@@ -20,6 +21,7 @@ from eql_d2.data.annotations import (
     PathLike,
     check_ids,
     decode_segmentation,
+    is_plainly_polygons,
     is_valid_polygon,
 )
 from eql_d2.data.frequency import CategoryFrequency
@@ -28,6 +30,10 @@ Record = Dict[str, Any]
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder()
+_POLYGONS_ENCODER = msgspec.json.Encoder()
+_POLYGONS_DECODER = msgspec.json.Decoder(List[Optional[List[List[float]]]])
+# Where a packed image has the json of all its polygons: a list with an entry for each annotation, null for one without.
+_POLYGONS = "polygons"
 
 
 class Header(msgspec.Struct):
@@ -89,8 +95,11 @@ class AnnotationTable:
         """Return what the json says of the image in a row; ``file_name`` and ``coco_url`` as they are in the json."""
         start = self._record_ends[row - 1] if row else 0
         record = _DECODER.decode(self._buffer[start : self._record_ends[row]])
-        for annotation in record.get("annotations", ()):
-            annotation["bbox_mode"] = BoxMode.XYWH_ABS
+        if _POLYGONS in record:
+            for annotation, polygons in zip(record["annotations"], _POLYGONS_DECODER.decode(record.pop(_POLYGONS))):
+                annotation["bbox_mode"] = BoxMode.XYWH_ABS
+                if polygons is not None:
+                    annotation["segmentation"] = polygons
         return record
 
     def classes(self, row: int, with_crowd: bool = True) -> np.ndarray:
@@ -193,10 +202,10 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: BinaryIO) 
         if has_image_labels:
             record["not_exhaustive_category_ids"] = _sorted_labels(image.not_exhaustive_category_ids, labels)
         if has_annotations:
-            packed = (_annotation_record(annotation, labels, path) for annotation in annotations)
-            record["annotations"] = [annotation for annotation in packed if annotation is not None]
-            classes.extend(annotation["category_id"] for annotation in record["annotations"])
-            crowd.extend(bool(annotation.get("iscrowd")) for annotation in record["annotations"])
+            packed, polygons = _pack_annotations(annotations, labels, path)
+            record["annotations"], record[_POLYGONS] = packed, polygons
+            classes.extend([annotation["category_id"] for annotation in packed])
+            crowd.extend([bool(annotation.get("iscrowd")) for annotation in packed])
             if has_image_labels:
                 # From the raw annotations: a class that only a crowd or an invalid polygon shows is there all the same.
                 positive = _sorted_labels((annotation.category_id for annotation in annotations), labels)
@@ -239,12 +248,10 @@ def _annotations_by_image(content: AnnotationFile) -> Dict[int, List[Annotation]
 
 def _count_categories(by_image: Dict[int, List[Annotation]], labels: Dict[int, int]) -> Tuple[np.ndarray, np.ndarray]:
     """Return images and instances of each class, int64 ``[K]`` each, crowd regions left out."""
-    image_count, instance_count = np.zeros(len(labels), np.int64), np.zeros(len(labels), np.int64)
-    for annotations in by_image.values():
-        counted = [labels[annotation.category_id] for annotation in annotations if not annotation.iscrowd]
-        np.add.at(instance_count, counted, 1)
-        image_count[list(set(counted))] += 1
-    return image_count, instance_count
+    counted = [[labels[one.category_id] for one in annotations if not one.iscrowd] for annotations in by_image.values()]
+    instances = np.fromiter(chain.from_iterable(counted), np.int64)
+    images = np.fromiter(chain.from_iterable(map(set, counted)), np.int64)
+    return np.bincount(images, minlength=len(labels)), np.bincount(instances, minlength=len(labels))
 
 
 def _sorted_labels(category_ids: Optional[Iterable[int]], labels: Dict[int, int]) -> List[int]:
@@ -262,21 +269,35 @@ def image_record(image: Image) -> Record:
     }
 
 
-def _annotation_record(annotation: Annotation, labels: Dict[int, int], path: PathLike) -> Optional[Record]:
-    """Return an annotation in Detectron2's form but for ``bbox_mode``; ``None`` if none of its polygons is valid."""
-    record = {"bbox": annotation.bbox, "category_id": labels[annotation.category_id]}
-    segmentation = decode_segmentation(annotation, path)
-    if isinstance(segmentation, list) and not all(map(is_valid_polygon, segmentation)):
-        segmentation = list(filter(is_valid_polygon, segmentation))
-        if not segmentation:
-            return None
-    if segmentation is not None:
-        record["segmentation"] = segmentation
-    if annotation.iscrowd is not None:
-        record["iscrowd"] = annotation.iscrowd
-    if annotation.keypoints:
-        # COCO counts keypoints in pixel indices and everything else in continuous coordinates.
-        record["keypoints"] = [
-            value if place % 3 == 2 else value + 0.5 for place, value in enumerate(annotation.keypoints)
-        ]
-    return record
+def _pack_annotations(
+    annotations: Sequence[Annotation], labels: Dict[int, int], path: PathLike
+) -> Tuple[List[Record], bytes]:
+    """Pack the annotations of an image, but for those none of whose polygons is valid.
+
+    Returns:
+        Annotations in Detectron2's form but for ``bbox_mode`` and polygons, and the json of their polygons.
+    """
+    records, polygons = [], []
+    for annotation in annotations:
+        record = {"bbox": annotation.bbox, "category_id": labels[annotation.category_id]}
+        encoded = bytes(annotation.segmentation)
+        if not is_plainly_polygons(encoded):
+            segmentation = decode_segmentation(annotation, path)
+            encoded = b"null"
+            if isinstance(segmentation, list):
+                segmentation = list(filter(is_valid_polygon, segmentation))
+                if not segmentation:
+                    continue
+                encoded = _POLYGONS_ENCODER.encode(segmentation)
+            elif segmentation is not None:
+                record["segmentation"] = segmentation
+        if annotation.iscrowd is not None:
+            record["iscrowd"] = annotation.iscrowd
+        if annotation.keypoints:
+            # COCO counts keypoints in pixel indices and everything else in continuous coordinates.
+            record["keypoints"] = [
+                value if place % 3 == 2 else value + 0.5 for place, value in enumerate(annotation.keypoints)
+            ]
+        records.append(record)
+        polygons.append(encoded)
+    return records, b"[" + b",".join(polygons) + b"]"
