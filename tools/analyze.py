@@ -8,6 +8,7 @@ several runs each is drawn on the same figure. Exit status: 0, or 2 if something
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = vars(parse_arguments())
+    # Only boxes are looked at: that the checkpoint has a mask head too is nothing to warn of.
+    logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
     for produced in analyze(arguments.pop("runs"), arguments.pop("output"), **arguments):
         print(f"{produced.title}: {', '.join(str(path) for path in [*produced.csvs, produced.png, produced.svg])}")
     return 0

@@ -116,6 +116,7 @@ def ap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: Optio
     for index, run in enumerate(runs):
         _scatter(axes[0, 0], [row for row in rows if row["run"] == run.name], column, index)
     axes[0, 0].set_xscale("log")
+    axes[0, 0].xaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_xlabel("training images of the category")
     _bars(axes[0, 1], groups, column)
     for panel in axes[0, :2]:
@@ -161,7 +162,7 @@ def _bars(axes, groups: Sequence[Row], column: str) -> None:
             axes.text(place, height, text, ha="center", va="bottom", fontsize=7)
     counts = {row["group"]: row[f"{column}_categories"] for row in groups if row["run"] == names[0]}
     axes.set_xticks(range(len(labels)), [f"{GROUP_NAMES.get(label, label)}\n({counts[label]})" for label in labels])
-    axes.margins(y=0.12)
+    axes.set_ylim(0, max(1.0, 1.15 * max((row[column] or 0.0 for row in groups), default=0.0)))
 
 
 def _changes(axes, rows: Sequence[Row]) -> None:

@@ -108,6 +108,7 @@ def plot_by_category(
         axes.plot(places, drawn, label=label, markersize=4, linewidth=1.3, markevery=(offset, every), **look)
     if log and axes.lines and any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
         axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("categories, most training images first")
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """Finished runs: what a training left in its output folder."""
 
 import json
+import pickle
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +93,7 @@ class Run:
         """
         try:
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise InputError(f"{self.checkpoint} is no checkpoint ({str(error).splitlines()[0]}).") from None
         return content.get("model", content)
 

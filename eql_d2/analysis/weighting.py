@@ -1,7 +1,7 @@
 """EQL's weight functions over frequency, and the share of a data set that a threshold takes in."""
 
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -33,12 +33,19 @@ def weight_values(frequency: Tensor, settings) -> Dict[str, Tensor]:
     }
 
 
+def threshold_of(run: Run) -> Optional[float]:
+    """Return lambda of the run's own loss (EQL, SEQL, DropLoss), ``None`` for a loss without a threshold."""
+    node = run.cfg.MODEL.LONG_TAIL
+    return node.get(node.LOSS, {}).get("LAMBDA")
+
+
 def weight_functions(runs: Sequence[Run], categories: Categories, folder: Path) -> Produced:
-    """T(f) with the settings of the first run, over a range of frequencies and at each category's.
+    """T(f) with the settings of the first run of EQL, or the defaults, over a range of frequencies and by category.
 
     The range ends at one and a half times the largest frequency at which a function is above a thousandth.
     """
-    settings, frequency = runs[0].cfg.MODEL.LONG_TAIL.EQL, categories.frequency.frequency
+    of_eql = [run for run in runs if run.cfg.MODEL.LONG_TAIL.LOSS == "EQL"]
+    settings, frequency = (of_eql or runs)[0].cfg.MODEL.LONG_TAIL.EQL, categories.frequency.frequency
     wide = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     reach = max(float(wide[values > 1e-3].max()) for values in weight_values(wide, settings).values() if values.any())
     grid = torch.linspace(0, min(1.0, 1.5 * reach), POINTS + 1, dtype=torch.float64)
@@ -89,10 +96,10 @@ def tail_ratio_steps(frequency: CategoryFrequency) -> List[Row]:
 
 
 def tail_ratio(runs: Sequence[Run], categories: Categories, folder: Path) -> Produced:
-    """TR(lambda) of the first run's training set, with the thresholds of the runs' EQL nodes marked."""
+    """TR(lambda) of the first run's training set, with the thresholds of the runs' losses marked."""
     frequency = categories.frequency
     rows = tail_ratio_steps(frequency)
-    thresholds = {run.name: run.cfg.MODEL.LONG_TAIL.EQL.LAMBDA for run in runs}
+    thresholds = {run.name: threshold_of(run) for run in runs if threshold_of(run) is not None}
     marked = [
         {
             "run": name,
@@ -110,7 +117,9 @@ def tail_ratio(runs: Sequence[Run], categories: Categories, folder: Path) -> Pro
     rises = [max(row["images"] - 1, 0.5) / frequency.num_images for row in drawn]
     panel.step(rises, ratios, where="post", color="black")
     low, high = (100 * bound for bound in PROPER_RANGE)
-    panel.axhspan(low, high, facecolor="0.85", hatch="...", edgecolor="0.6", label=f"{low:.0f} to {high:.0f}%")
+    panel.axhspan(
+        low, high, facecolor="0.85", hatch="...", edgecolor="0.6", label=f"proper range: {low:.0f} to {high:.0f}%"
+    )
     for index, value in enumerate(sorted(set(thresholds.values()))):
         label = f"lambda = {value:g}: {100 * frequency.tail_ratio(value):.1f}%"
         panel.axvline(value, label=label, **{**style(index), "marker": None})
