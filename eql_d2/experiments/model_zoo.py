@@ -1,7 +1,8 @@
 """MODEL_ZOO.md: every config with its training, the numbers published for it, and what was measured here."""
 
+from functools import cache
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Tuple
 
 import yaml
 from detectron2.config import CfgNode
@@ -48,9 +49,35 @@ def leaves() -> List[Path]:
     return sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
 
 
+@cache
+def read_references() -> Dict[str, Dict[str, Any]]:
+    """Return which rows of the papers' tables a config is to be held against, by config and source."""
+    return yaml.safe_load(ROWS_FILE.read_text())
+
+
+@cache
 def read_tables() -> Dict[str, Dict[str, Any]]:
     """Return the papers' tables by their id."""
     return {table["id"]: table for table in yaml.safe_load(TABLES_FILE.read_text())["tables"]}
+
+
+def find_row(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str, Any]) -> Tuple[Dict, Dict]:
+    """Return the published table and its row that a reference names.
+
+    Args:
+        tables: by id, as :func:`read_tables` returns them.
+        reference: ``table`` and ``row`` (values of the columns that pick a row).
+
+    Raises:
+        InputError: if there is no such table, or not exactly one such row.
+    """
+    if reference["table"] not in tables:
+        raise InputError(f"A row refers to the table {reference['table']!r}, which {TABLES_FILE.name} lacks.")
+    table, wanted = tables[reference["table"]], reference["row"]
+    rows = [row for row in table["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+    if len(rows) != 1:
+        raise InputError(f"{len(rows)} rows of {table['id']} in {TABLES_FILE.name} have {wanted}; it must be one.")
+    return table, rows[0]
 
 
 def published_number(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str, Any]) -> str:
@@ -64,13 +91,7 @@ def published_number(tables: Mapping[str, Dict[str, Any]], reference: Mapping[st
     Raises:
         InputError: if there is no such table, or not exactly one such row.
     """
-    if reference["table"] not in tables:
-        raise InputError(f"{ROWS_FILE.name} names the table {reference['table']!r}, which {TABLES_FILE.name} lacks.")
-    table, wanted = tables[reference["table"]], reference["row"]
-    rows = [row for row in table["rows"] if all(row.get(key) == value for key, value in wanted.items())]
-    if len(rows) != 1:
-        raise InputError(f"{ROWS_FILE.name}: {len(rows)} rows of {table['id']} have {wanted}; it must be one.")
-    row = rows[0]
+    table, row = find_row(tables, reference)
     source = row.get("source", table["source"])
     if "box AP / mask AP" in row:
         numbers = zip(("box", "mask"), str(row["box AP / mask AP"]).split(" / "))
@@ -102,7 +123,7 @@ def make_model_zoo() -> str:
     Raises:
         InputError: if the mapping names a config, a table or a row that does not exist.
     """
-    tables, rows = read_tables(), yaml.safe_load(ROWS_FILE.read_text())
+    tables, rows = read_tables(), read_references()
     names = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in leaves()}
     unknown = sorted(set(rows) - set(names))
     if unknown:

@@ -1,0 +1,199 @@
+"""Numbers of a table: published, measured, their spread over seeds, and which differences the seeds support."""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from eql_d2.errors import InputError
+from eql_d2.experiments.execution import read_records
+from eql_d2.experiments.model_zoo import find_row, read_tables
+from eql_d2.experiments.runs import Run, code_digest, runs_of
+from eql_d2.experiments.spec import Row, Table
+
+#: Two-sided 95% quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
+_T_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+#: How a column of the papers' tables is called here, by what the paper's table measures.
+_PUBLISHED_COLUMNS = {
+    "mask": {"segm/AP": "AP", "segm/AP50": "AP50", "segm/AP75": "AP75", "bbox/AP": "APbbox"},
+    "box": {"bbox/AP": "AP", "bbox/AP50": "AP50", "bbox/AP75": "AP75"},
+}
+_GROUP_COLUMNS = {"APr": "APr", "APc": "APc", "APf": "APf", "APs": "APS", "APm": "APM", "APl": "APL"}
+
+
+@dataclass
+class Cell:
+    """One metric of one row.
+
+    Attributes:
+        values: measured, one for each finished seed, in percent.
+        difference: mean minus the baseline's mean; ``None`` for the baseline or where one of the two was not run.
+        supported: whether the seeds support that there is a difference.
+        published: what is printed elsewhere, by source.
+    """
+
+    values: List[float] = field(default_factory=list)
+    difference: Optional[float] = None
+    supported: bool = False
+    published: Dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Optional[float]:
+        """Mean over seeds, ``None`` if there is none."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> Optional[float]:
+        """Sample standard deviation over seeds, ``None`` for less than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass
+class Line:
+    """One row of the report.
+
+    Attributes:
+        row: of the specification.
+        cells: by metric.
+        seeds: that have finished.
+        seconds: mean wall time of a run.
+        peak_memory_mib: largest peak of a run.
+        stale: whether a number comes from other code than this.
+        error: the last error of a run that failed, empty if none did.
+    """
+
+    row: Row
+    cells: Dict[str, Cell]
+    seeds: Tuple[int, ...] = ()
+    seconds: Optional[float] = None
+    peak_memory_mib: Optional[float] = None
+    stale: bool = False
+    error: str = ""
+
+
+def collect(table: Table, results_file: Path, errors: Optional[Mapping[str, str]] = None) -> List[Line]:
+    """Return the rows of a table with what was measured of them.
+
+    A record belongs to a run if config and seed are the same, and the data where the data is there; of several, the
+    one of this code is taken, else the newest.
+
+    Args:
+        table: the specification.
+        results_file: JSON lines.
+        errors: last error by row name.
+    """
+    records = read_records(results_file)
+    published = read_tables()
+    runs = runs_of(table, results_file.parent)
+    lines = []
+    for row in table.rows:
+        found = [(seed, best_record(runs[row.name, seed], records)) for seed in row.seeds]
+        found = [(seed, record) for seed, record in found if record is not None]
+        cells = {metric: Cell(published=_published(published, row, metric)) for metric in table.metrics}
+        for _, record in found:
+            for metric, cell in cells.items():
+                value = _lookup(record["metrics"], metric)
+                if value is not None:
+                    cell.values.append(value)
+        lines.append(
+            Line(
+                row=row,
+                cells=cells,
+                seeds=tuple(seed for seed, _ in found),
+                seconds=statistics.fmean(record["seconds"] for _, record in found) if found else None,
+                peak_memory_mib=max((record["peak_memory_mib"] for _, record in found), default=None),
+                stale=any(record["code_digest"] != code_digest() for _, record in found),
+                error=(errors or {}).get(row.name, ""),
+            )
+        )
+    _compare_with_baseline(lines)
+    return lines
+
+
+def best_record(run: Run, records: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
+    """Return the record of a run, ``None`` if there is none."""
+    fitting = [record for record in records if record["config_digest"] == run.config_digest]
+    try:
+        data = run.data_digest()
+        fitting = [record for record in fitting if record["data_digest"] == data]
+    except InputError:
+        pass  # the data is not here; the numbers still are
+    current = [record for record in fitting if record["code_digest"] == code_digest()]
+    return (current or fitting or [None])[-1]
+
+
+def _compare_with_baseline(lines: Sequence[Line]) -> None:
+    by_name = {line.row.name: line for line in lines}
+    for line in lines:
+        baseline = by_name.get(line.row.baseline, line)
+        if baseline is line:
+            continue
+        for metric, cell in line.cells.items():
+            other = baseline.cells[metric]
+            if cell.values and other.values:
+                cell.difference = cell.mean - other.mean
+                cell.supported = differs(cell.values, other.values)
+
+
+def differs(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Return whether two samples have different means by Welch's t-test at 5%, two-sided.
+
+    A sample of one has no spread, so nothing is supported. No correction for the number of comparisons.
+    """
+    if min(len(first), len(second)) < 2:
+        return False
+    errors = [statistics.variance(values) / len(values) for values in (first, second)]
+    gap = abs(statistics.fmean(first) - statistics.fmean(second))
+    if sum(errors) == 0:
+        return gap > 0
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (first, second)))
+    # Rounded down, which asks for more, never for less.
+    quantile = _T_95[min(max(int(freedom), 1), len(_T_95)) - 1]
+    return gap > quantile * math.sqrt(sum(errors))
+
+
+def _lookup(metrics: Mapping[str, Any], metric: str) -> Optional[float]:
+    kind, name = metric.split("/")
+    return metrics.get(kind, {}).get(name)
+
+
+def _published(tables: Mapping[str, Dict[str, Any]], row: Row, metric: str) -> Dict[str, str]:
+    """Return what the row's references print for a metric, by source."""
+    found = {}
+    for source, reference in row.published.items():
+        value = published_value(tables, reference, metric)
+        if value is not None:
+            found[source] = value
+    return found
+
+
+def published_value(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str, Any], metric: str) -> Optional[str]:
+    """Return the number that a published row prints for a metric, ``None`` if it has none.
+
+    Args:
+        tables: as :func:`~eql_d2.experiments.model_zoo.read_tables` returns them.
+        reference: ``table``, ``row`` and, where a cell holds two numbers of two models, ``part``.
+        metric: as ``segm/APr``.
+
+    Raises:
+        InputError: if there is no such table, or not exactly one such row.
+    """
+    table, row = find_row(tables, reference)
+    kind, name = metric.split("/")
+    if "box AP / mask AP" in row:
+        numbers = str(row["box AP / mask AP"]).split(" / ")
+        position = {"bbox": 0, "segm": 1}.get(kind, len(numbers))
+        return numbers[position] if name == "AP" and position < len(numbers) else None
+    measured = "box" if table["metric"].startswith("box") else "mask"
+    column = _PUBLISHED_COLUMNS[measured].get(metric)
+    if column is None and kind == {"mask": "segm", "box": "bbox"}[measured]:
+        column = _GROUP_COLUMNS.get(name)
+    value = row.get(column) if column else None
+    if value is None:
+        return None
+    return str(value).split(" / ")[reference["part"]] if "part" in reference and name == "AP" else str(value)

@@ -1,0 +1,244 @@
+"""Running one run of a table: its processes, its lock, what is known of it afterwards."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+import torch
+
+from eql_d2.experiments.jobs import ROOT, has_finished
+from eql_d2.experiments.runs import Run, code_digest
+
+STATE_FILE = "run.json"
+LOCK_FILE = "run.lock"
+FINISHED, FAILED, BUSY, RUNNING, INTERRUPTED, NOT_RUN = (
+    "finished",
+    "failed",
+    "busy",
+    "running",
+    "interrupted",
+    "not run",
+)
+
+
+def execute(
+    run: Run, results_file: Path, num_gpus: int = 0, environment: Optional[Dict[str, str]] = None, tidy: bool = False
+) -> Dict[str, Any]:
+    """Run the commands of a run, append its record to the results file if all went well.
+
+    Called again after an interruption it goes on at the last checkpoint. Two processes never work on the same run: the
+    lock is inherited by the training itself, so it holds as long as any of them lives.
+
+    Args:
+        run: what to do.
+        results_file: a JSON-lines file; written once, with a lock, at the end.
+        num_gpus: see :meth:`Run.commands`.
+        environment: variables added to this process's own.
+        tidy: delete the checkpoints before the last one when the training has finished.
+
+    Returns:
+        ``{"status": "finished"}``; "failed" with the last words of the log under ``error``; or "busy", if another
+        process works on it.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.folder / LOCK_FILE, "a") as lock:
+        if not _lock(lock):
+            return {"status": BUSY}
+        return _execute(run, results_file, run.commands(num_gpus), environment or {}, lock.fileno(), tidy)
+
+
+def _execute(
+    run: Run, results_file: Path, commands: Sequence[List[str]], environment: Dict[str, str], lock: int, tidy: bool
+) -> Dict[str, Any]:
+    state = read_state(run.folder)
+    state.update(status=RUNNING, error=None, attempts=state.get("attempts", 0) + 1, started=_now())
+    state.update(machine=describe_machine(), commit=current_commit())
+    seconds_before = state.get("seconds", 0.0)
+    start = time.monotonic()
+    _write_state(run.folder, state)
+    for command in commands:
+        code, peak = _run_process(command, run.folder / "console.txt", environment, lock)
+        state["seconds"] = seconds_before + time.monotonic() - start
+        state["peak_memory_mib"] = max(peak, state.get("peak_memory_mib", 0.0))
+        if code:
+            # A training that was told to stop is not a failure: it goes on at its checkpoint.
+            stopped = code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, 128 + signal.SIGTERM)
+            state.update(status=INTERRUPTED if stopped else FAILED, error=last_words(run.folder / "console.txt", code))
+            _write_state(run.folder, state)
+            return {"status": state["status"], "error": state["error"]}
+        _write_state(run.folder, state)
+    content = json.loads((run.folder / "results.json").read_text())
+    append_record(results_file, _record(run, state, content))
+    if tidy:
+        _delete_early_checkpoints(run.folder)
+    state["status"] = FINISHED
+    _write_state(run.folder, state)
+    return {"status": FINISHED}
+
+
+def _run_process(command: List[str], console: Path, environment: Dict[str, str], lock: int):
+    """Run a command; return its exit status and its peak resident memory, children included, in MiB."""
+    with open(console, "ab") as log:
+        log.write(f"$ {' '.join(command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            cwd=ROOT,
+            pass_fds=(lock,),
+        )
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.terminate()
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / 1024
+
+
+def _record(run: Run, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the row of the results file."""
+    identity = run.identity()
+    return {
+        "key": run.key,
+        "name": run.row.name,
+        "config": str(run.row.config.relative_to(ROOT)),
+        "seed": run.seed,
+        "config_digest": run.config_digest,
+        "data_digest": run.data_digest(),
+        "code_digest": code_digest(),
+        **{name: state[name] for name in ("started", "seconds", "attempts", "peak_memory_mib", "machine", "commit")},
+        "metrics": content["results"],
+        "experiment": content["experiment"],
+        "settings": identity["settings"],
+    }
+
+
+def append_record(path: Path, record: Dict[str, Any]) -> None:
+    """Append a line to a JSON-lines file, safe against others that do so at the same time and against a cut-off line.
+
+    Args:
+        path: created, with its folder, if it is absent.
+        record: what json can write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        # A line that was cut off by a full disk or a crash must not swallow this one.
+        prefix = b"\n" if end and file.read(1) != b"\n" else b""
+        file.write(prefix + json.dumps(record, sort_keys=True).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> List[Dict[str, Any]]:
+    """Return the rows of a results file, oldest first; lines that were cut off are left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "config_digest" in record:
+                records.append(record)
+    return records
+
+
+def status_of(run: Run) -> Dict[str, Any]:
+    """Return what a run's folder says: ``status``, ``error``, ``attempts``, ``iteration``."""
+    state = read_state(run.folder)
+    if not state:
+        return {"status": NOT_RUN}
+    if state["status"] == RUNNING and not is_locked(run.folder):
+        state["status"] = INTERRUPTED
+    metrics = run.folder / "metrics.json"
+    if metrics.is_file():
+        found = re.findall(r'"iteration": (\d+)', metrics.read_text())
+        state["iteration"] = int(found[-1]) + 1 if found else 0
+    return state
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process works on the run of this folder."""
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    with open(path, "a") as lock:
+        return not _lock(lock)
+
+
+def _lock(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_state(folder: Path) -> Dict[str, Any]:
+    """Return the content of ``run.json``, empty if there is none."""
+    path = folder / STATE_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write_state(folder: Path, state: Dict[str, Any]) -> None:
+    temporary = folder / f"{STATE_FILE}.tmp{os.getpid()}"
+    temporary.write_text(json.dumps(state, indent=1))
+    temporary.replace(folder / STATE_FILE)
+
+
+def last_words(console: Path, code: int = 1) -> str:
+    """Return the line of a log that says what went wrong."""
+    lines = [line.strip() for line in console.read_text(errors="replace").splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("$ ")]
+    lines = lines[starts[-1] + 1 :] if starts else lines
+    errors = [line for line in lines if line.startswith("error: ")]
+    said = (errors or lines or ["it said nothing"])[-1]
+    return f"{said} (exit status {code}, all of it in {console})"
+
+
+def _delete_early_checkpoints(folder: Path) -> None:
+    if has_finished(folder):
+        for path in _early_checkpoints(folder):
+            path.unlink()
+
+
+def _early_checkpoints(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", path.name))
+
+
+def describe_machine() -> Dict[str, Any]:
+    """Return processor, cores and GPUs."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        model = found.group(1) if found else model
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processor": model, "cores": os.cpu_count(), "gpus": gpus}
+
+
+def current_commit() -> Optional[str]:
+    """Return the git commit of this checkout, ``None`` where there is none."""
+    with contextlib.suppress(OSError):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        if not done.returncode:
+            return done.stdout.strip()
+    return None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

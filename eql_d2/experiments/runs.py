@@ -1,0 +1,210 @@
+"""What identifies a run of a table: its config, its data and the code; and the commands that make it up."""
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from detectron2.config import CfgNode
+
+import eql_d2
+from eql_d2.config import get_cfg
+from eql_d2.data.builtin import LVIS_JSON_FILES, data_root, resolve_path
+from eql_d2.engine.setup import load_config
+from eql_d2.errors import InputError
+from eql_d2.experiments.jobs import ROOT, TRAIN_NET
+from eql_d2.experiments.spec import PREPARATION_SEED, Row, Table
+
+PACKAGE = Path(eql_d2.__file__).resolve().parent
+CALIBRATE = ROOT / "tools" / "calibrate.py"
+#: The rooms of the package that a number depends on.
+CODE_ROOMS = ("losses", "data", "modeling", "engine", "evaluation")
+#: Keys that say where or how often something is written, not what comes out.
+_NO_PART_OF_A_RESULT = ("OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "VIS_PERIOD", "MODEL.DEVICE", "VERSION", "SEED")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed.
+
+    Attributes:
+        row: what is run.
+        seed: ``SEED``.
+        parent: the run whose last weights it starts from.
+        runs_dir: folder of all runs; each writes to a folder of its own in it.
+    """
+
+    row: Row
+    seed: int
+    runs_dir: Path
+    parent: Optional["Run"] = None
+    _cache: Dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """How tables and messages call it."""
+        return f"{self.row.name} (seed {self.seed})"
+
+    @property
+    def cfg(self) -> CfgNode:
+        """The config, without what depends on the place: the weights of the parent, the output folder."""
+        if "cfg" not in self._cache:
+            self._cache["cfg"] = load_config(str(self.row.config), [*self.row.opts, "SEED", str(self.seed)])
+        return self._cache["cfg"]
+
+    def identity(self) -> Dict[str, Any]:
+        """Return what decides on the result besides data and code, as a json-able mapping.
+
+        The config enters as what differs from the defaults, so that a new key with a default changes nothing.
+        """
+        settings = changed_keys(self.cfg)
+        for key in _NO_PART_OF_A_RESULT:
+            settings.pop(key, None)
+        if self.parent is not None:
+            settings["MODEL.WEIGHTS"] = f"run {self.parent.config_digest}"
+        if self.row.calibrate:
+            settings.pop("MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS", None)
+        return {"settings": settings, "seed": self.seed, "action": self.row.action, "calibrate": self.row.calibrate}
+
+    @property
+    def config_digest(self) -> str:
+        """Digest of :meth:`identity`."""
+        if "digest" not in self._cache:
+            self._cache["digest"] = _digest(repr(sorted(_flat(self.identity()))).encode())
+        return self._cache["digest"]
+
+    def data_digest(self) -> str:
+        """Return a digest of the annotation files of training and test, and of those of the parent.
+
+        Raises:
+            InputError: if one is missing.
+        """
+        parts = [_file_digest(path, path.stat().st_mtime_ns) for path in annotation_files(self.cfg)]
+        return _digest(" ".join(parts + ([self.parent.data_digest()] if self.parent else [])).encode())
+
+    @property
+    def key(self) -> str:
+        """Digest of config, data and code: equal keys mean equal results, but for the machine's rounding."""
+        return _digest(f"{self.config_digest} {self.data_digest()} {code_digest()}".encode())
+
+    @property
+    def folder(self) -> Path:
+        """``OUTPUT_DIR``: one for each key, so that a changed config never resumes from another one's checkpoint."""
+        return self.runs_dir / f"{self.row.name}-seed{self.seed}-{self.key[:10]}"
+
+    @property
+    def weights(self) -> str:
+        """Path of the weights that the run leaves, or, if it only evaluates, that it evaluated."""
+        if self.row.action == "evaluate":
+            return self.parent.weights if self.parent else self.cfg.MODEL.WEIGHTS
+        return str(self.folder / "model_final.pth")
+
+    def commands(self, num_gpus: int = 0) -> List[List[str]]:
+        """Return the command lines, to be run one after the other; run again, they go on where they were stopped.
+
+        Args:
+            num_gpus: processes of a training; 0 leaves the flag out.
+        """
+        folder = self.folder
+        opts = [*self.row.opts, "SEED", str(self.seed), "OUTPUT_DIR", str(folder)]
+        if self.parent is not None:
+            opts += ["MODEL.WEIGHTS", self.parent.weights]
+        flags = ["--config-file", str(self.row.config)] + (["--num-gpus", str(num_gpus)] if num_gpus else [])
+        if self.row.action == "train":
+            return [[sys.executable, str(TRAIN_NET), *flags, "--resume", *opts]]
+        commands = []
+        if self.row.calibrate:
+            statistics = str(folder / "logit_statistics.pth")
+            commands.append([sys.executable, str(CALIBRATE), *flags, "--output", statistics, *opts])
+            opts = [*opts, "MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS", statistics]
+        return [*commands, [sys.executable, str(TRAIN_NET), *flags, "--eval-only", *opts]]
+
+
+def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], Run]:
+    """Return every run of a table by row name and seed, each after the one that it starts from."""
+    runs: Dict[Tuple[str, int], Run] = {}
+
+    def add(row: Row, seed: int) -> Run:
+        if (row.name, seed) not in runs:
+            parent = None
+            if row.start:
+                start = table.find(row.start)
+                parent = add(start, PREPARATION_SEED if row.start in table.prepare else seed)
+            runs[row.name, seed] = Run(row, seed, Path(runs_dir), parent)
+        return runs[row.name, seed]
+
+    # All rows with the first seed come first: a table that is cut short has something of every row.
+    for position in range(max(len(row.seeds) for row in table.rows)):
+        for row in table.rows:
+            if position < len(row.seeds):
+                add(row, row.seeds[position])
+    return runs
+
+
+def annotation_files(cfg: CfgNode) -> List[Path]:
+    """Return the annotation files of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+
+    Raises:
+        InputError: if one is missing or its data set is not known.
+    """
+    given = {name: resolve_path(json_file, name) for name, json_file, _ in cfg.MODEL.LONG_TAIL.DATASETS}
+    builtin = {name: os.path.join(data_root(), json_file) for name, json_file in LVIS_JSON_FILES.items()}
+    files = []
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        path = given.get(name) or builtin.get(name)
+        if path is None:
+            raise InputError(f"DATASETS names {name!r}, which is neither in MODEL.LONG_TAIL.DATASETS nor LVIS.")
+        if not Path(path).is_file():
+            raise InputError(f"{path}: there is no such file; it should hold the annotations of {name}.")
+        files.append(Path(path))
+    return files
+
+
+def changed_keys(cfg: CfgNode) -> Dict[str, Any]:
+    """Return the value of every key that differs from the default, by its full name."""
+    defaults = dict(_flat_config(get_cfg()))
+    return {key: value for key, value in _flat_config(cfg) if key not in defaults or defaults[key] != value}
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the source that numbers depend on: losses, data, modeling, engine and evaluation."""
+    parts = []
+    for room in CODE_ROOMS:
+        for path in sorted((PACKAGE / room).glob("*.py")):
+            parts.append(f"{room}/{path.name} {_digest(path.read_bytes())}")
+    return _digest("\n".join(parts).encode())
+
+
+@cache
+def _file_digest(path: Path, mtime_ns: int) -> str:
+    return _digest(path.read_bytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _flat_config(node: CfgNode, prefix: str = "") -> List[Tuple[str, Any]]:
+    keys = []
+    for key, value in node.items():
+        keys += _flat_config(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [(prefix + key, value)]
+    return keys
+
+
+def _flat(content: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Return the leaves of a nested mapping as (path, repr); lists and tuples alike, since YAML has lists only."""
+    leaves = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            leaves += [(f"{key}.{path}", leaf) for path, leaf in _flat(value)]
+        else:
+            leaves.append((key, repr(_as_list(value))))
+    return leaves
+
+
+def _as_list(value: Any) -> Any:
+    return [_as_list(item) for item in value] if isinstance(value, (list, tuple)) else value
