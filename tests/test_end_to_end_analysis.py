@@ -47,7 +47,7 @@ def test_two_processes_sum_up_what_the_loss_does(runs):
 
 def test_all_analyses_of_two_runs(runs, datasets, tmp_path):  # noqa: F811
     command = ["tools/analyze.py", runs / "eql", runs / "eql_v2", "--names", "EQL", "EQL v2"]
-    printed = tool(datasets, *command, "--output", tmp_path, "--max-images", 20)
+    printed = tool(datasets, *command, "--output", tmp_path, "--max-images", 12)
     for name, title in ANALYSES.items():
         rows = table(tmp_path / TABLES[name])
         assert rows and f"{title}: {tmp_path / TABLES[name]}" in printed
@@ -57,7 +57,7 @@ def test_all_analyses_of_two_runs(runs, datasets, tmp_path):  # noqa: F811
         assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
         assert stem.with_suffix(".svg").stat().st_size > 1000
     assert not list(tmp_path.glob("*.tmp*"))
-    # Sorted by training images; 20 images of a few hundred regions; both runs with what training logged.
+    # Sorted by training images; both runs with what training logged.
     counts = json.loads((runs / "eql" / "category_frequency.json").read_text())["image_count"]
     rows = table(tmp_path / "gradient_ratio.csv")
     assert [int(row["train_images"]) for row in rows[:12]] == sorted(counts, reverse=True)
@@ -71,11 +71,8 @@ def test_all_analyses_of_two_runs(runs, datasets, tmp_path):  # noqa: F811
     assert ap == [pytest.approx(json.loads((runs / "eql" / "results.json").read_text())["results"]["segm"]["AP"])]
 
 
-def test_errors_in_one_line(runs, datasets, tmp_path):  # noqa: F811
+def test_an_error_in_one_line(runs, datasets, tmp_path):  # noqa: F811
     command = ["tools/analyze.py", runs / "eql", "--output", tmp_path]
-    for arguments, words in (
-        (["--weights", "model_9.pth"], "model_9.pth: there is no such file; there are model_0000002.pth, "),
-        (["--dataset", "mini_vla"], "No data set is registered as 'mini_vla' (did you mean mini_val"),
-    ):
-        printed = tool(datasets, *command, *arguments, status=2)
-        assert words in printed and "Traceback" not in printed
+    printed = tool(datasets, *command, "--weights", "model_9.pth", status=2)
+    assert "model_9.pth: there is no such file; there are model_0000002.pth, " in printed
+    assert "Traceback" not in printed and len(printed.strip().splitlines()) == 1

@@ -101,13 +101,15 @@ def plot_by_category(
     places = np.arange(len(order))
     for index, (label, values) in enumerate(series):
         drawn = smoothed(values.double()[order].numpy())
-        drawn = np.where(drawn > 0, drawn, np.nan) if log else drawn
+        shown = np.isfinite(drawn) & ((drawn > 0) | (not log))
         every = max(1, len(order) // 40)
         look = style(styles[index] if styles else index)
         offset = (index * every // max(len(series), 1)) % every  # markers of several lines side by side
-        axes.plot(places, drawn, label=label, markersize=4, linewidth=1.3, markevery=(offset, every), **look)
-    if log and axes.lines and any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        spaced = {"markersize": 4, "linewidth": 1.3, "markevery": (offset, every)}
+        axes.plot(places[shown], drawn[shown], label=label, **spaced, **look)
+    if log and any(len(line.get_ydata()) for line in axes.lines):
         axes.set_yscale("log")
+    axes.set_xlim(-0.02 * len(order) - 0.5, 1.02 * len(order) - 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("categories, most training images first")
     axes.set_ylabel(ylabel)

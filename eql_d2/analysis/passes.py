@@ -16,6 +16,7 @@ from eql_d2.data.build import check_num_classes, long_tail_dataset_dicts
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.errors import InputError
+from eql_d2.losses import ClassifierLoss
 
 
 @dataclass(eq=False)
@@ -140,7 +141,8 @@ def _sampling_mode(model: nn.Module) -> Iterator[None]:
     try:
         for module in modes:
             # Layers (batch norm, dropout) and losses have no parts; what consists of parts samples and labels.
-            module.training = next(module.children(), None) is not None
+            has_parts = next(module.children(), None) is not None
+            module.training = has_parts and not isinstance(module, ClassifierLoss)
         yield
     finally:
         for module, mode in modes.items():

@@ -85,6 +85,16 @@ def test_every_nth_step(lvis_folder):
     assert not predictor.cls_score._forward_pre_hooks and not predictor.classifier_loss._forward_hooks
 
 
+def test_mixed_precision(lvis_folder):
+    """bfloat16 logits have 8 bits: the sums agree with those of the loss, which are of the same logits, to 1%."""
+    trainer = trainer_of(lvis_folder, PERIOD, 1, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 2)
+    trainer.train()
+    (statistics,) = hook_of(trainer).statistics
+    loss = trainer.model.roi_heads.box_predictor.classifier_loss
+    torch.testing.assert_close(statistics["positive_gradient"], loss.pos_grad, rtol=1e-2, atol=0)
+    torch.testing.assert_close(statistics["negative_gradient"], loss.neg_grad, rtol=1e-2, atol=0)
+
+
 def test_bad_input(lvis_folder):
     with pytest.raises(InputError, match=r"ANALYSIS.PERIOD is -1"):
         trainer_of(lvis_folder, PERIOD, -1)
