@@ -19,7 +19,7 @@ _WIDTHS = {"r": 6.0, "c": 4.5, "f": 4.5}
 #: Share of the colour in the area of an object of a rare class.
 _RARE_FILL = 0.3
 #: What a verdict looks like before the name of a class.
-SIGNS = {"hit": "✓ ", "wrong": "✗ ", "unjudged": "? ", "missed": "✗ "}
+SIGNS = {"hit": "✓ ", "wrong": "✗ ", "unjudged": "? "}
 
 Box = Tuple[int, int, int, int]
 

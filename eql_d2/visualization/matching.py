@@ -10,12 +10,11 @@ from eql_d2.visualization.objects import VisualObject
 
 #: Least intersection over union of a match.
 IOU_THRESHOLD = 0.5
-#: What can be said of a detection, and of an object that no detection matches.
+#: What can be said of a detection.
 VERDICTS = {
     "hit": "matches an annotated object of its class",
     "wrong": "matches none",
     "unjudged": "not judged: the image's annotations do not say whether its class is there",
-    "missed": "an annotated object that no detection matches",
 }
 
 

@@ -22,7 +22,7 @@ class VisualObject:
         rle: run lengths as pycocotools takes them; ``None`` if the object has none.
         score: of a detection; ``None`` for ground truth.
         crowd: a crowd region of COCO, which stands for many objects.
-        verdict: a letter of :data:`eql_d2.visualization.matching.VERDICTS`, "" for none.
+        verdict: of a detection, a key of :data:`eql_d2.visualization.matching.VERDICTS`, "" for none.
     """
 
     label: int

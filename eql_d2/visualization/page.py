@@ -1,8 +1,10 @@
 """HTML pages that need no network and no script. Every text is escaped unless it is :class:`Html` already."""
 
 import base64
+import contextlib
 import html
 import os
+import re
 from pathlib import Path
 from typing import Iterable, Sequence, Union
 
@@ -10,7 +12,7 @@ from eql_d2.errors import InputError
 from eql_d2.evaluation.report import GROUP_COLORS, GROUP_NAMES
 from eql_d2.visualization.style import STYLE
 
-_VOID = {"img", "meta", "br", "line", "path", "rect"}
+_VOID = {"img", "meta", "line"}
 
 
 class Html(str):
@@ -94,6 +96,11 @@ def section(identifier: str, heading: str, *children: Content) -> Html:
     return tag("section", tag("h2", heading, id=heading_id), *children, id=identifier, aria_labelledby=heading_id)
 
 
+def code(words: str) -> Html:
+    """Return a name in code's type that may be broken behind a dot, a slash or an underscore."""
+    return tag("code", Html(re.sub(r"([._/])", r"\1<wbr>", html.escape(words))))
+
+
 def data_uri(content: bytes, mime: str) -> str:
     """Return bytes as an address that holds them."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
@@ -131,5 +138,6 @@ def write_whole(path: Path, content: Union[str, bytes]) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}); name another --output.") from None

@@ -19,6 +19,7 @@ from eql_d2.visualization.drawing import encode_jpeg
 from eql_d2.visualization.page import (
     Content,
     Html,
+    code,
     data_uri,
     details,
     document,
@@ -83,6 +84,8 @@ def write_report(
     """
     if max_images < 0:
         raise InputError(f"--max-images {max_images}: give a positive number, or 0 for no images.")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; name a file, such as {output / 'report.html'}.")
     read = read_runs(runs, names)
     known = datasets_of(read)
     dataset = dataset or next(iter(known or read[0].cfg.DATASETS.TEST), "")
@@ -97,7 +100,7 @@ def write_report(
     if max_images:
         sections.append(("images", "Images", lambda: _images(read, dataset, max_images)))
     title = f"Report of {read[0].name}" if len(read) == 1 else f"Comparison of {', '.join(run.name for run in read)}"
-    folders = join([tag("code", run.folder) for run in read], ", ")
+    folders = join([code(str(run.folder)) for run in read], ", ")
     contents = [tag("li", tag("a", heading, href=f"#{identifier}")) for identifier, heading, _ in sections]
     header = tag(
         "header",
@@ -181,7 +184,9 @@ def _images(runs: Sequence[Run], dataset: str, max_images: int) -> Content:
             shown.add(comparison.index)
             name = str(annotated.records[comparison.index]["image_id"])
             scenes.append(comparison_scene(annotated, models, choice, comparison, _inline, _IMAGE_SIZE, name))
-        parts += [tag("h3", heading), join(scenes) if scenes else tag("p", "None.")]
+        # Two images side by side, each beside its ground truth; a row for each image where there are more panels.
+        block = tag("div", *scenes, class_="pairs" if len(runs) == 1 else "rows")
+        parts += [tag("h3", heading), block if scenes else tag("p", "There is none.")]
     return join(parts)
 
 

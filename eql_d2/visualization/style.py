@@ -31,7 +31,8 @@ tbody tr:hover > * { background: var(--ground); }
 table.text td, table.text th { text-align: left; }
 td strong { text-decoration: underline; text-underline-offset: 3px; }
 code, pre { font: .86rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-code { overflow-wrap: anywhere; }
+code, wbr { overflow-wrap: anywhere; }
+th code { overflow-wrap: normal; }
 pre { background: var(--ground); border: 1px solid var(--rule); padding: .8rem; overflow-x: auto; max-height: 32rem; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; color: var(--accent); }
@@ -45,6 +46,8 @@ img { max-width: 100%; height: auto; display: block; }
 .scene h3 { margin: 0 0 .5rem; font-size: 1rem; }
 .panels { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 .gallery .panels { grid-template-columns: 1fr; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 0 1.6rem; }
+.pairs .panels { grid-template-columns: repeat(auto-fit, minmax(min(100%, 14rem), 1fr)); }
 .panels figure { margin: 0; min-width: 0; }
 .panels img { max-height: 32rem; width: auto; }
 .panels figcaption { font-size: .88rem; }

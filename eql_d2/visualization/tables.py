@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from eql_d2.config import get_cfg
 from eql_d2.evaluation.metrics import NOT_AVAILABLE
 from eql_d2.evaluation.report import GROUP_NAMES, count_column
-from eql_d2.visualization.page import Content, Html, details, group_badge, join, table, tag
+from eql_d2.visualization.page import Content, Html, code, details, group_badge, join, table, tag
 from eql_d2.visualization.runs import Run, flatten
 
 _METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
@@ -69,7 +69,7 @@ def _metric_table(caption: str, rows: Mapping[str, Mapping[str, Optional[float]]
     best = {}
     for column in columns:
         values = [metrics[column] for metrics in rows.values() if metrics.get(column) is not None]
-        best[column] = max(values) if len(values) > 1 else None
+        best[column] = max(values) if len(set(values)) > 1 else None
     body: List[List[Content]] = []
     for run, metrics in rows.items():
         cells = [(metrics.get(column), best[column]) for column in columns]
@@ -88,8 +88,17 @@ def experiment_table(runs: Sequence[Run]) -> Html:
     keys = list(dict.fromkeys(key for one in described for key in one))
     if not keys:
         return tag("p", "No results.json says what was run.", class_="note")
-    rows = [[tag("code", key), *(one.get(key, "–") for one in described)] for key in keys]
-    return table("What was run, as results.json says", ["", *(run.name for run in runs)], rows, class_="text")
+    rows = {key: [one.get(key, "–") for one in described] for key in keys}
+    differing = {key: values for key, values in rows.items() if len(runs) == 1 or len(set(values)) > 1}
+    header = ["setting", *(run.name for run in runs)]
+    captions = ["What was run, as results.json says"]
+    if len(runs) > 1:
+        captions = ["What differs, as results.json says", "All that results.json says"]
+    tables = [
+        table(caption, header, [[code(key), *values] for key, values in shown.items()], class_="text")
+        for caption, shown in zip(captions, (differing, rows))
+    ]
+    return join([tables[0], *(details(captions[1], whole) for whole in tables[1:])])
 
 
 def _flat_experiment(experiment: Mapping[str, Any]) -> Dict[str, Content]:
@@ -97,13 +106,18 @@ def _flat_experiment(experiment: Mapping[str, Any]) -> Dict[str, Content]:
     losses = experiment.get("classifier_losses", [])
     for stage, loss in enumerate(losses):
         prefix = f"stage {stage}: " if len(losses) > 1 else ""
-        flat.update({prefix + key: str(value) for key, value in loss.items()})
+        flat.update({prefix + key: _short(value) for key, value in loss.items()})
     for key, value in experiment.items():
         if isinstance(value, Mapping):
             flat[key] = ", ".join(f"{name} {inner}" for name, inner in value.items() if inner != "") or "none"
         elif key != "classifier_losses":
-            flat[key] = "none" if value == "" else str(value)
+            flat[key] = _short(value)
     return flat
+
+
+def _short(value: Any) -> str:
+    """Return a setting for a table; numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value == "" else str(value)
 
 
 def settings(runs: Sequence[Run]) -> Html:
@@ -111,12 +125,12 @@ def settings(runs: Sequence[Run]) -> Html:
     leaves = [flatten(run.cfg) for run in runs]
     if len(runs) > 1:
         keys = [key for key in leaves[0] if any(one.get(key) != leaves[0][key] for one in leaves)]
-        rows = [[tag("code", key), *(_value(one.get(key)) for one in leaves)] for key in keys]
+        rows = [[code(key), *(_value(one.get(key)) for one in leaves)] for key in keys]
         changed = table("Keys that differ between the runs", ["key", *(run.name for run in runs)], rows, class_="text")
     else:
         defaults = flatten(get_cfg())
         keys = [key for key in leaves[0] if leaves[0][key] != defaults.get(key)]
-        rows = [[tag("code", key), _value(leaves[0][key]), _value(defaults.get(key))] for key in keys]
+        rows = [[code(key), _value(leaves[0][key]), _value(defaults.get(key))] for key in keys]
         caption = "Keys that differ from the defaults"
         changed = details(caption, table(caption, ["key", "value", "default"], rows, class_="text"))
     folded = [details(f"Whole configuration of {run.name}", tag("pre", run.cfg.dump(), tabindex=0)) for run in runs]
@@ -142,7 +156,7 @@ def category_tables(runs: Sequence[Run], dataset: str) -> Html:
         values = [_ap(rows_of[run], name, column) for run in rows_of]
         if any(value is not None for value in values):
             rows.append([group_badge(name, row["group"]), _count(row.get(count)), *map(number, values)])
-    caption = f"{column.replace('_', ' ')} of each class on {dataset}, in percent"
+    caption = f"{_column_name(column)} of each class on {dataset}, in percent"
     parts.append(details(caption, table(caption, ["class", count.replace("_", " "), *rows_of], rows)))
     return join(parts)
 
@@ -150,6 +164,12 @@ def category_tables(runs: Sequence[Run], dataset: str) -> Html:
 def _ap_column(tables) -> str:
     columns = set.intersection(*(set(next(iter(rows.values()))) for rows in tables))
     return "segm_AP" if "segm_AP" in columns else "bbox_AP"
+
+
+def _column_name(column: str) -> str:
+    """Return "Mask AP" for "segm_AP"."""
+    kind, name = column.split("_", 1)
+    return f"{kind_name(kind)} {name}"
 
 
 def _ap(rows: Mapping[str, Mapping[str, Any]], name: str, column: str) -> Optional[float]:
@@ -181,7 +201,7 @@ def _compared(rows_of: Mapping[str, Mapping[str, Any]], first: str, other: str, 
             )
             for name in names
         ]
-        caption = f"Classes that {title} most, {column.replace('_', ' ')} in percent"
+        caption = f"Classes that {title} most, {_column_name(column)} in percent"
         header = ["class", count.replace("_", " "), first, other, "difference"]
         parts.append(table(caption, header, rows) if rows else tag("p", f"No class {title}."))
     return join(parts)

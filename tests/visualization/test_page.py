@@ -1,0 +1,76 @@
+"""HTML that is well formed, escaped and accessible; pages that link to one another."""
+
+import numpy as np
+import pytest
+
+from eql_d2.errors import InputError
+from eql_d2.visualization import page
+from eql_d2.visualization.gallery import Gallery
+from tests.visualization.helpers import SCRIPT, Outline
+
+
+def test_text_is_escaped_and_markup_is_not():
+    assert page.tag("p", "a < b", page.tag("b", "&")) == "<p>a &lt; b<b>&amp;</b></p>"
+    assert page.tag("img", alt='"quoted"', class_="wide", aria_label="x", hidden=True, lazy=False) == (
+        '<img alt="&quot;quoted&quot;" class="wide" aria-label="x" hidden>'
+    )
+    assert page.join(["<", page.Html("<br>")], ",") == "&lt;,<br>"
+    assert SCRIPT not in page.code(SCRIPT) and "a_<wbr>b" in page.code("a_b")
+
+
+def test_a_document_is_well_formed():
+    body = page.table(page.tag("b", "Caption"), ["", "AP"], [[SCRIPT, 3.5], ["b", page.group_badge("c", "r")]])
+    text = page.document(SCRIPT, page.join([body, page.legend(), page.section("a", "A", page.details("more", "x"))]))
+    outline = Outline(text)
+    assert text.startswith("<!DOCTYPE html>") and SCRIPT not in text
+    assert outline.attributes("html", "lang") == ["en"]
+    assert outline.attributes("th", "scope") == ["col", "col", "row", "row"]
+    assert outline.attributes("div", "aria-label") == ["Caption"]
+    assert outline.attributes("script", "src") == []
+
+
+def test_files_appear_whole(tmp_path):
+    page.write_whole(tmp_path / "new" / "a.html", "text")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.html"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        page.write_whole(tmp_path / "file" / "a.html", "text")
+
+
+def fill(folder, count, per_page=2):
+    gallery = Gallery(folder, "Title", "lead", per_page)
+    for i in range(count):
+        address = gallery.place(f"{i}", np.zeros((4, 4, 3), np.uint8))
+        gallery.add(page.tag("img", src=address, alt=""))
+    return gallery.write()
+
+
+def test_pages_link_to_one_another(tmp_path):
+    first = fill(tmp_path, 19)
+    assert first == tmp_path / "index.html" and len(list(tmp_path.glob("page-*.html"))) == 9
+    for number in range(10):
+        path = tmp_path / (f"page-{number + 1}.html" if number else "index.html")
+        outline = Outline(path.read_text())
+        links = set(outline.attributes("a", "href"))
+        assert all((tmp_path / link).is_file() for link in links)
+        assert ("prev" in outline.attributes("a", "rel")) == (number > 0)
+        assert ("next" in outline.attributes("a", "rel")) == (number < 9)
+        assert {"index.html", "page-10.html"} <= links
+        assert all((tmp_path / source).is_file() for source in outline.attributes("img", "src"))
+    assert "Images 19 to 19 of 19, page 10 of 10" in (tmp_path / "page-10.html").read_text()
+
+
+def test_a_gallery_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path):
+    fill(tmp_path, 5)
+    fill(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "pictures"]
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    (tmp_path / "index.html").unlink()
+    fill(tmp_path, 1)  # an earlier call was interrupted before it wrote a page
+    (tmp_path / "index.html").write_text("<html>mine</html>")
+    with pytest.raises(InputError, match="is no gallery and is not empty"):
+        fill(tmp_path, 1)
+    with pytest.raises(InputError, match="is a file"):
+        fill(tmp_path / "index.html", 1)
+    with pytest.raises(InputError, match="--per-page 0"):
+        Gallery(tmp_path / "other", "Title", "", per_page=0)
