@@ -58,10 +58,10 @@ def encode(polygon):
 
 def make_image(rng, image_id, class_probability, pool, first_annotation):
     """Return the record, the annotations and the detections (class, box, score, counts) of one image."""
-    num_instances = int(rng.integers(1, 20))
-    shown = rng.choice(NUM_CLASSES, size=max(1, num_instances // 2), p=class_probability)
+    num_classes, num_instances = len(class_probability), int(rng.integers(1, 20))
+    shown = rng.choice(num_classes, size=max(1, num_instances // 2), p=class_probability)
     classes = rng.choice(shown, size=num_instances)
-    negative = np.setdiff1d(rng.choice(NUM_CLASSES, size=8, p=class_probability), classes)
+    negative = np.setdiff1d(rng.choice(num_classes, size=8, p=class_probability), classes)
     boxes = random_boxes(rng, num_instances)
     annotations = []
     for k, (label, box) in enumerate(zip(classes, boxes)):
@@ -89,21 +89,21 @@ def make_image(rng, image_id, class_probability, pool, first_annotation):
         box = boxes[truth] + rng.normal(0, 0.08, 4).astype(np.float32) * np.tile(boxes[truth][2:], 2)
         box[2:] = np.maximum(box[2:], 1)
         points = np.array(annotations[truth]["segmentation"][0]) + np.tile(box[:2] - boxes[truth][:2], 10)
-        label = classes[truth] if rng.random() < 0.7 else rng.integers(NUM_CLASSES)
+        label = classes[truth] if rng.random() < 0.7 else rng.integers(num_classes)
         detections.append((label, box, rng.beta(3, 2), encode(points.tolist())[0]))
     count = DETECTIONS_PER_IMAGE - len(detections)
     verified = rng.choice(np.concatenate([negative, classes]), count)
-    labels = np.where(rng.random(count) < 0.1, verified, rng.integers(NUM_CLASSES, size=count))
+    labels = np.where(rng.random(count) < 0.1, verified, rng.integers(num_classes, size=count))
     chosen = (pool[i] for i in rng.integers(len(pool), size=count))
     for label, (box, counts), score in zip(labels, chosen, rng.beta(1, 6, count)):
         detections.append((label, box, score, counts))
     return image, annotations, detections
 
 
-def generate(folder, num_images, seed):
+def generate(folder, num_images, seed, num_classes=NUM_CLASSES):
     """Write gt.json, box.json, mask.json and combined.json."""
     rng = np.random.default_rng(seed)
-    class_probability = 1 / np.arange(1, NUM_CLASSES + 1)
+    class_probability = 1 / np.arange(1, num_classes + 1)
     class_probability /= class_probability.sum()
     pool = [(box, encode(blob(rng, box))[0]) for box in random_boxes(rng, POOL_SIZE)]
     images, annotations = [], []
@@ -124,7 +124,7 @@ def generate(folder, num_images, seed):
         file.write("]")
         file.close()
     categories = [
-        {"id": k + 1, "name": f"class_{k}", "frequency": "fcr"[3 * k // NUM_CLASSES]} for k in range(NUM_CLASSES)
+        {"id": k + 1, "name": f"class_{k}", "frequency": "fcr"[3 * k // num_classes]} for k in range(num_classes)
     ]
     (folder / "gt.json").write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": categories})

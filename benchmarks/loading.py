@@ -29,7 +29,7 @@ LOG_POINTS, LOG_POINTS_DEVIATION = 3.19, 0.75
 LOADERS = ("Detectron2", "eql_d2, first", "eql_d2, cached", "eql_d2, cached, read all")
 
 
-def generate(path: Path, num_images: int) -> None:
+def generate(path: Path, num_images: int, num_categories: int = CATEGORIES) -> None:
     """Write an LVIS json with polygons, image by image, so that generating needs little memory."""
     random = np.random.default_rng(0)
     num_instances = num_images * INSTANCES // IMAGES
@@ -37,21 +37,21 @@ def generate(path: Path, num_images: int) -> None:
     with path.open("w") as file:
         file.write('{"images": [')
         for i in range(num_images):
-            file.write((", " if i else "") + json.dumps(make_image(i + 1, random)))
+            file.write((", " if i else "") + json.dumps(make_image(i + 1, random, num_categories)))
         file.write('], "annotations": [')
         id_ = 0
         for i in range(num_images):
             for _ in range(per_image[i]):
-                file.write((", " if id_ else "") + json.dumps(make_annotation(id_ + 1, i + 1, random)))
+                file.write((", " if id_ else "") + json.dumps(make_annotation(id_ + 1, i + 1, random, num_categories)))
                 id_ += 1
         categories = [
             {"id": i + 1, "name": f"class_{i}", "synonyms": [f"class_{i}"], "synset": f"class.n.{i}", "frequency": "f"}
-            for i in range(CATEGORIES)
+            for i in range(num_categories)
         ]
         file.write('], "categories": ' + json.dumps(categories) + "}")
 
 
-def make_image(id_: int, random: np.random.Generator) -> dict:
+def make_image(id_: int, random: np.random.Generator, num_categories: int) -> dict:
     """Return an image with the fields that LVIS v0.5 has."""
     return {
         "id": id_,
@@ -62,18 +62,18 @@ def make_image(id_: int, random: np.random.Generator) -> dict:
         "file_name": f"COCO_train2014_{id_:012d}.jpg",
         "coco_url": f"http://images.cocodataset.org/train2017/{id_:012d}.jpg",
         "flickr_url": "http://farm9.staticflickr.com/0000/0000000000_0000000000_z.jpg",
-        "neg_category_ids": random.integers(1, CATEGORIES + 1, 9).tolist(),
+        "neg_category_ids": random.integers(1, num_categories + 1, 9).tolist(),
         "not_exhaustive_category_ids": [],
     }
 
 
-def make_annotation(id_: int, image_id: int, random: np.random.Generator) -> dict:
+def make_annotation(id_: int, image_id: int, random: np.random.Generator, num_categories: int) -> dict:
     """Return an instance with one polygon."""
     num_points = max(3, int(np.exp(random.normal(LOG_POINTS, LOG_POINTS_DEVIATION))))
     return {
         "id": id_,
         "image_id": image_id,
-        "category_id": int(random.integers(1, CATEGORIES + 1)),
+        "category_id": int(random.integers(1, num_categories + 1)),
         "area": 960.5,
         "bbox": random.uniform(0, 240, 4).round(2).tolist(),
         "segmentation": [random.uniform(0, 480, 2 * num_points).round(2).tolist()],
@@ -112,8 +112,8 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def check_equal(json_file: str) -> None:
-    """Check that every record has the same values from both loaders.
+def check_equal(json_file: str) -> int:
+    """Check that every record has the same values from both loaders, and return how many there are.
 
     Raises:
         AssertionError: if one differs.
@@ -125,7 +125,7 @@ def check_equal(json_file: str) -> None:
             assert mine[key] == other[key], f"image {other['image_id']}: {key}"
         negative = sorted({category_id - 1 for category_id in other["neg_category_ids"]})
         assert mine["image_labels"]["negative"] == negative, f"image {other['image_id']}: neg_category_ids"
-    print(f"All {len(ours)} records are equal.")
+    return len(ours)
 
 
 def run_at_once(arguments: list, num_processes: int, cache_folder: Path) -> list:
@@ -171,7 +171,7 @@ def main() -> None:
     if arguments.load:
         load_in_this_process(arguments.load, arguments.json)
     elif arguments.check_equal:
-        check_equal(arguments.json)
+        print(f"All {check_equal(arguments.json)} records are equal.")
     else:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             compare(Path(folder) / "train.json", arguments.images)

@@ -3,19 +3,20 @@
     OMP_NUM_THREADS=1 python benchmarks/postprocessing.py
 
 prints a Markdown table, one row for each number of classes and each score threshold. Both run on the same 1000 random
-regions, on one thread. A run of Detectron2's that takes longer than ``--limit`` seconds is ended and has no ratio.
+regions, on one thread. A run of Detectron2's that takes more than ``--limit`` processor seconds is ended and has no
+ratio.
 """
 
 import argparse
-import multiprocessing
 import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import Callable, Optional, Tuple
+from functools import partial
+from typing import Callable, Tuple
 
 import torch
 from detectron2.modeling.roi_heads import fast_rcnn as detectron2_fast_rcnn
+from detectron2.structures import Instances
+from measuring import run_within
 from torch import Tensor
 
 from eql_d2.modeling.postprocessing import fast_rcnn_inference_single_image
@@ -59,27 +60,12 @@ def best_time(function: Callable, repeats: int, budget: float = 3.0) -> Tuple[fl
         best, spent = min(best, seconds), spent + seconds
         if spent > budget:
             break
-    return best, (instances.scores, instances.pred_classes, instances.pred_boxes.tensor, rows)
+    return best, tensors_of(instances, rows)
 
 
-def best_time_within(
-    function: Callable, repeats: int, limit: float
-) -> Tuple[Optional[float], Optional[Tuple[Tensor, ...]]]:
-    """Run :func:`best_time` in a process of its own, which is ended after ``limit`` seconds; (None, None) if it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.pt"
-        process = multiprocessing.get_context("fork").Process(
-            target=lambda: torch.save(best_time(function, repeats), path)
-        )
-        process.start()
-        process.join(limit)
-        if process.is_alive():
-            process.terminate()
-            process.join()
-            return None, None
-        if process.exitcode != 0:
-            raise RuntimeError(f"Detectron2's post-processing ended with status {process.exitcode}.")
-        return torch.load(path)
+def tensors_of(instances: Instances, rows: Tensor) -> Tuple[Tensor, ...]:
+    """Return the scores, classes, boxes and rows of the detections."""
+    return instances.scores, instances.pred_classes, instances.pred_boxes.tensor, rows
 
 
 def row_of(num_classes: int, class_specific: bool, score_thresh: float, topk: int, limit: float) -> str:
@@ -87,9 +73,8 @@ def row_of(num_classes: int, class_specific: bool, score_thresh: float, topk: in
     boxes, scores = random_predictions(num_classes, class_specific)
     arguments = (boxes, scores, IMAGE_SHAPE, score_thresh, NMS_THRESH, topk)
     ours, detections = best_time(lambda: fast_rcnn_inference_single_image(*arguments), repeats=7)
-    theirs, expected = best_time_within(
-        lambda: detectron2_fast_rcnn.fast_rcnn_inference_single_image(*arguments), repeats=7, limit=limit
-    )
+    peer = partial(detectron2_fast_rcnn.fast_rcnn_inference_single_image, *arguments)
+    theirs, expected = run_within(partial(best_time, peer, repeats=7), limit) or (None, None)
     if expected is not None and not all(map(torch.equal, detections, expected)):
         raise AssertionError(f"{num_classes} classes at threshold {score_thresh}: the detections differ.")
     cells = [

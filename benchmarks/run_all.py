@@ -19,9 +19,11 @@ SCRIPTS = {
     "postprocessing": ([], "Exact top-k post-processing"),
     "evaluation": ([], "LVIS evaluation"),
     "mask_head": ([], "Class-specific masks"),
+    "box_deltas": ([], "Class-specific boxes"),
     "losses": ([], "Classifier losses"),
     "loading": ([], "Loading annotations"),
     "training_step": (["--full"], "A training step"),
+    "growth": ([], "Growth with the number of classes"),
 }
 HEADER = """# Performance
 

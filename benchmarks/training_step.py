@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Callable, Dict, List, Sequence
 
 import torch
 from detectron2.modeling import build_model
@@ -44,14 +44,14 @@ STOCK = [
 ]  # fmt: skip
 
 
-def build(case: str, stock: bool):
+def build(case: str, stock: bool, overrides: Sequence = ()):
     """Return a model in training mode and its optimizer.
 
     The learning rate is so small that a ResNet-50 without pre-trained weights does not diverge on noise.
     """
     config, _, _ = CASES[case]
     common = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SOLVER.BASE_LR", 1e-8]
-    cfg = load_config(str(ROOT / config), [*common, *(STOCK if stock else [])])
+    cfg = load_config(str(ROOT / config), [*common, *overrides, *(STOCK if stock else [])])
     with tempfile.TemporaryDirectory() as folder:
         num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         path = Path(folder) / "frequency.json"
@@ -89,24 +89,38 @@ def step(model, optimizer, batch: List[Dict], storage: EventStorage) -> Dict[str
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
-def compare(case: str, steps: int) -> Dict[str, float]:
-    """Return the median seconds of a step of each program and of their ratio; assert equal losses."""
-    programs = {"eql_d2": build(case, False), "detectron2": build(case, True)}
+def compare(
+    case: str,
+    steps: int,
+    overrides: Sequence = (),
+    names: Sequence[str] = ("eql_d2", "detectron2"),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Dict[str, float]:
+    """Return the median seconds of a step of each program and of their ratio; assert equal losses.
+
+    Args:
+        case: a key of :data:`CASES`.
+        steps: timed steps.
+        overrides: alternating keys and values of the config.
+        names: the programs; "eql_d2" alone is compared with itself.
+        clock: counts the seconds.
+    """
+    programs = {name: build(case, name == "detectron2", overrides) for name in names}
     batch = make_batch(case)
     seconds = {name: [] for name in programs}
     storages = {name: EventStorage() for name in programs}
     for i in range(steps + 1):
         losses = {}
         # The same start for every pair of steps: rounding would grow into other proposals after a few of them.
-        programs["detectron2"][0].load_state_dict(programs["eql_d2"][0].state_dict())
+        programs[names[-1]][0].load_state_dict(programs["eql_d2"][0].state_dict())
         for name in sorted(programs, reverse=bool(i % 2)):
             with storages[name] as storage:
-                start = time.perf_counter()
+                start = clock()
                 losses[name] = step(*programs[name], batch, storage)
-                seconds[name].append(time.perf_counter() - start)
-        for key, value in losses["detectron2"].items():
+                seconds[name].append(clock() - start)
+        for key, value in losses[names[-1]].items():
             assert abs(losses["eql_d2"][key] - value) <= 1e-4 * max(1, abs(value)), (i, key, losses)
-    ratios = [a / b for a, b in zip(seconds["eql_d2"][1:], seconds["detectron2"][1:])]
+    ratios = [a / b for a, b in zip(seconds["eql_d2"][1:], seconds[names[-1]][1:])]
     return {
         **{name: statistics.median(values[1:]) for name, values in seconds.items()},
         "ratio": statistics.median(ratios),
