@@ -117,6 +117,7 @@ def ap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: Optio
         _scatter(axes[0, 0], [row for row in rows if row["run"] == run.name], column, index)
     axes[0, 0].set_xscale("log")
     axes[0, 0].xaxis.set_major_formatter("{x:g}")
+    axes[0, 0].xaxis.set_minor_formatter("")
     axes[0, 0].set_xlabel("training images of the category")
     _bars(axes[0, 1], groups, column)
     for panel in axes[0, :2]:

@@ -68,7 +68,7 @@ def probabilities(runs: Sequence[Run], passes: Sequence[Pass], categories: Categ
     figure, axes = panels(1)
     series = [(run.name, one.statistics[0].means()["mean_probability"]) for run, one in zip(runs, passes)]
     plot_by_category(axes[0, 0], series, categories, "mean probability of positive proposals")
-    axes[0, 0].set_ylim(0, 1)
+    axes[0, 0].set_ylim(bottom=0)
     return write_tables(
         "probabilities",
         "Mean of the score that each loss gives a positive proposal's own category (EQL, Figure 2)."
