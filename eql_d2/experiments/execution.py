@@ -113,7 +113,7 @@ def _record(run: Run, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[st
     return {
         "key": run.key,
         "name": run.row.name,
-        "config": str(run.row.config.relative_to(ROOT)),
+        "config": os.path.relpath(run.row.config, ROOT),
         "seed": run.seed,
         "config_digest": run.config_digest,
         "data_digest": run.data_digest(),
