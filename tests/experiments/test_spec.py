@@ -1,0 +1,97 @@
+"""Table specifications: every one of the repository, and what is said of wrong ones."""
+
+import pytest
+import yaml
+
+from eql_d2.engine.setup import load_config
+from eql_d2.errors import InputError
+from eql_d2.experiments.comparison import published_value
+from eql_d2.experiments.model_zoo import read_tables
+from eql_d2.experiments.spec import load_table, table_names
+
+ROW = {"name": "a", "config": "tiny"}
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_specification_of_the_repository(name):
+    table = load_table(name)
+    for row in [*table.rows, *table.prepare.values()]:
+        load_config(str(row.config), row.opts)
+        for reference in row.published.values():
+            values = [published_value(read_tables(), reference, metric) for metric in table.metrics]
+            assert any(values), f"{row.name}: {reference} gives none of {table.metrics}"
+
+
+def test_the_papers_tables_are_all_there():
+    assert {"eql_table1", "eql_table2", "eql_table3", "eql_table4", "eql_table5", "eql_repository"} <= set(table_names())
+    assert {"acsl", "bags", "eql_v2"} <= set(table_names())
+    assert {"mini_methods", *(f"mini_eql_table{i}" for i in range(1, 6))} <= set(table_names())
+
+
+def test_every_published_row_of_an_eql_table_is_in_its_specification():
+    for name in ("eql_table1", "eql_table2", "eql_table3", "eql_table4", "eql_table5"):
+        rows = read_tables()[name]["rows"]
+        printed = {published_value(read_tables(), row.published["paper"], "segm/AP") + "/" +
+                   published_value(read_tables(), row.published["paper"], "segm/APr")
+                   for row in load_table(name).rows if "paper" in row.published}  # fmt: skip
+        assert {f"{row['AP']}/{row['APr']}" for row in rows} <= printed
+
+
+def test_the_two_stage_tables_train_both_stages():
+    for name in ("acsl", "bags"):
+        table = load_table(name)
+        second = [row for row in table.rows if row.start]
+        assert second and all(not table.find(row.start).start for row in second)
+
+
+def test_base_is_merged(place, write_table):
+    base = {"title": "Base", "dataset": "Base", "seeds": [1, 2], "opts": ["A", 1], "caveats": ["x"], "metrics": ["a/b"]}
+    base["prepare"] = {"first": {"config": "tiny"}}
+    (place / "tables" / "Base-x.yaml").write_text(yaml.safe_dump(base))
+    rows = [{**ROW, "opts": ["B", 2], "start": "first"}]
+    child = {"_BASE_": "Base-x.yaml", "title": "Child", "opts": ["C", 3], "caveats": ["y"], "rows": rows}
+    (place / "tables" / "child.yaml").write_text(yaml.safe_dump(child))
+    table = load_table("child", place / "tables")
+    assert (table.title, table.dataset, table.caveats) == ("Child", "Base", ("x", "y"))
+    assert table.rows[0].opts == ("A", "1", "C", "3", "B", "2") and table.rows[0].seeds == (1, 2)
+    # What is prepared is one training with settings of its own.
+    assert table.prepare["first"].opts == () and table.prepare["first"].seeds == (0,)
+    assert table_names(place / "tables") == ["child"]
+
+
+@pytest.mark.parametrize(
+    "rows, keys, message",
+    [
+        ([{"name": "a"}], {}, r"rows\[0\].config is None"),
+        ([{"name": "a", "config": "missing"}], {}, "rows.*config is 'missing'.*does not exist"),
+        ([{**ROW, "stat": "b"}], {}, "rows.*stat is no field.*start"),
+        ([{**ROW, "start": "b"}], {}, "start of 'a' is 'b'; there are a"),
+        ([{**ROW, "start": "a"}], {}, "a circle"),
+        ([{**ROW, "start": "b"}, {**ROW, "name": "b", "seeds": [1]}], {}, "has the seed 0"),
+        ([{**ROW, "action": "sing"}], {}, "action is 'sing'; there are train and evaluate"),
+        ([{**ROW, "opts": ["A"]}], {}, "not pairs of KEY VALUE: A"),
+        ([{**ROW, "seeds": [1, 1]}], {}, "seeds.*different whole numbers"),
+        ([{**ROW, "seeds": [True]}], {}, "seeds.*different whole numbers"),
+        ([{**ROW, "values": {"λ": 1}}], {}, "'λ', which is not in columns"),
+        ([{**ROW, "twin": "LVISv0.5/nothing"}], {}, "twin is 'LVISv0.5/nothing'"),
+        ([ROW, ROW], {}, "'a' stands for two rows"),
+        (["a"], {}, "a row is a mapping"),
+        ([ROW], {"baseline": "b"}, "baseline of 'a' is 'b'"),
+        ([ROW], {"metrics": ["AP"]}, "metrics has 'AP'"),
+        ([ROW], {"metric": ["segm/AP"]}, "metric is no field of a table; did you mean metrics"),
+        ([ROW], {"title": ""}, "title is missing"),
+        ([ROW], {"published": ["table_99"]}, "'table_99', which paper_tables.yaml lacks"),
+    ],
+)
+def test_wrong_specification_names_file_and_field(write_table, rows, keys, message):
+    with pytest.raises(InputError, match=message) as caught:
+        write_table(rows, **keys)
+    assert "tiny.yaml" in str(caught.value)
+
+
+def test_unknown_table_and_unreadable_file(place):
+    with pytest.raises(InputError, match="Did you mean eql_table2"):
+        load_table("eql_tabel2")
+    (place / "tables" / "broken.yaml").write_text("rows: [")
+    with pytest.raises(InputError, match=r"broken\.yaml cannot be read as YAML"):
+        load_table("broken", place / "tables")
