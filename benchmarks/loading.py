@@ -182,14 +182,14 @@ def compare(json_file: Path, num_images: int) -> None:
     generate(json_file, num_images)
     num_instances = num_images * INSTANCES // IMAGES
     print(f"{num_images} images, {num_instances} instances, {json_file.stat().st_size / 2**20:.0f} MiB of json")
+    print("One process: medians of three rounds in which the loaders take turns.\n")
     print("| loader | processes | seconds | times faster | CPU s each | times less | MiB each | share of memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for num_processes in (1, 4):
-        reference = None
-        for loader in LOADERS:
-            figures = measure(loader, json_file, num_processes)
-            reference = reference or figures
-            seconds, processor_seconds, memory = figures
+    for num_processes, rounds in ((1, 3), (4, 1)):
+        measured = [[measure(loader, json_file, num_processes) for loader in LOADERS] for _ in range(rounds)]
+        figures = np.median(measured, axis=0)
+        reference = figures[0]
+        for loader, (seconds, processor_seconds, memory) in zip(LOADERS, figures):
             print(
                 f"| {loader} | {num_processes} | {seconds:.2f} | {reference[0] / seconds:.1f} | "
                 f"{processor_seconds:.2f} | {reference[1] / processor_seconds:.1f} | "

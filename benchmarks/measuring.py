@@ -18,16 +18,27 @@ from torch import Tensor
 #: Exit status of a process of :func:`run_within` that ran out of memory.
 OUT_OF_MEMORY = 77
 TOLERANCE = 1e-5
+MIN_SAMPLE_SECONDS = 0.1
 
 
 def timed(function: Callable, repeats: int = 5, budget: float = 3.0) -> Tuple[float, Any]:
-    """Return the median processor seconds of at most ``repeats`` calls, none begun after ``budget``, and the result."""
-    seconds = []
-    while len(seconds) < repeats and sum(seconds) < budget:
+    """Return the processor seconds of a call, the median of at most ``repeats`` samples, and the call's result.
+
+    A sample is as many calls as take a tenth of a second: the clock is coarse on a busy machine. None is begun after
+    ``budget`` seconds.
+    """
+    num_calls, samples, spent = 1, [], 0.0
+    while len(samples) < repeats and spent < budget:
         start = time.process_time()
-        result = function()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds), result
+        for _ in range(num_calls):
+            result = function()
+        seconds = time.process_time() - start
+        spent += seconds
+        if seconds < MIN_SAMPLE_SECONDS:
+            num_calls, samples = 2 * num_calls, []
+        else:
+            samples.append(seconds / num_calls)
+    return statistics.median(samples), result
 
 
 def run_within(function: Callable, seconds: float = 600, gibibytes: Optional[float] = None) -> Any:
