@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 COLUMNS = 4
+LEAST_RATIO_OF_LABELS = 2
 OURS = {"color": "black", "marker": "o", "markersize": 5, "linestyle": "-", "linewidth": 1.8, "label": "eql_d2"}
 PEER = {
     "color": "0.45",
@@ -43,7 +44,7 @@ def draw(num_classes_list: Sequence[int], panels: Mapping[str, Sequence[Any]], p
     for axis in axes.flat[max(0, len(panels) - COLUMNS) : len(panels)]:
         axis.set_xlabel("classes")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=2, frameon=False, fontsize=11)
+    figure.legend(handles[::-1], labels[::-1], loc="upper center", ncols=2, frameon=False, fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / (3.1 * rows + 0.5)))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -61,7 +62,7 @@ def draw_panel(axis, num_classes_list: Sequence[int], points: Sequence[Any]) -> 
     lowest = min(min(point.ours, point.peer or point.ours) for point in points)
     highest = max(max(point.ours, point.peer or point.ours) for point in points)
     # At least two decades, so that noise does not look like growth.
-    room = max(0.25, (2 - math.log10(highest / lowest)) / 2)
+    room = max(0.4, (2 - math.log10(highest / lowest)) / 2)
     axis.set_ylim(lowest / 10**room, highest * 10**room)
     if shared:
         k, point = shared[-1]
@@ -77,13 +78,18 @@ def draw_panel(axis, num_classes_list: Sequence[int], points: Sequence[Any]) -> 
         if len(shared) < len(points):
             axis.annotate(
                 "peer: over\nthe budget",
-                (num_classes_list[-1], point.peer),
+                (num_classes_list[-1], math.sqrt(point.peer * points[-1].ours)),
                 ha="right",
                 va="center",
-                fontsize=8,
+                fontsize=9,
                 color="0.35",
             )
-    axis.set_xticks(num_classes_list, [f"{k:,}" if k < 1000 else f"{k / 1000:.3g}k" for k in num_classes_list])
+    labels = [f"{k:,}" if k < 5000 else f"{k // 1000}k" for k in num_classes_list]
+    # A label that would touch the next one is left out; its tick stays.
+    for i in range(len(labels) - 1):
+        if num_classes_list[i + 1] < LEAST_RATIO_OF_LABELS * num_classes_list[i]:
+            labels[i] = ""
+    axis.set_xticks(num_classes_list, labels)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_locator(LogLocator(numticks=6))
     axis.yaxis.set_minor_formatter(NullFormatter())
