@@ -20,6 +20,7 @@ _WIDTHS = {"r": 6.0, "c": 4.5, "f": 4.5}
 _RARE_FILL = 0.3
 #: What a verdict looks like before the name of a class.
 SIGNS = {"hit": "✓ ", "wrong": "✗ ", "unjudged": "? "}
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 Box = Tuple[int, int, int, int]
 
@@ -101,6 +102,12 @@ def _bgr(group: str) -> Tuple[int, int, int]:
     return blue, green, red
 
 
+def _is_light(color: Tuple[int, int, int]) -> bool:
+    """Whether dark ink is read better on a colour (BGR) than light ink."""
+    blue, green, red = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 110
+
+
 def _fill(canvas: np.ndarray, lines: Sequence[np.ndarray], group: str) -> None:
     """Tint the area of an object of a rare class, in place."""
     if group != "r" or not lines:
@@ -112,10 +119,11 @@ def _fill(canvas: np.ndarray, lines: Sequence[np.ndarray], group: str) -> None:
 
 
 def _draw_outline(canvas: np.ndarray, line: np.ndarray, group: str) -> None:
-    """Draw a closed outline in the style of a group, in place, with a dark edge that shows on light ground."""
+    """Draw a closed outline in the style of a group, in place, with an edge that shows on ground of its colour."""
     width = max(2, round(_WIDTHS[group] * max(canvas.shape[:2]) / 1000))
     pieces = _dashes(line, [length * width for length in DASHES[group]])
-    for color, thickness in (((30, 30, 30), width + 2), (_bgr(group), width)):
+    edge = _INK if _is_light(_bgr(group)) else _PAPER
+    for color, thickness in ((edge, width + 2), (_bgr(group), width)):
         for piece in pieces:
             points = (piece * 16).round().astype(np.int32).reshape(-1, 1, 2)
             cv2.polylines(canvas, [points], not DASHES[group], color, thickness, cv2.LINE_AA, shift=4)
@@ -180,9 +188,9 @@ def _write(canvas: np.ndarray, labels: Sequence[Tuple[str, Tuple[int, int], Tupl
     """Return the canvas with labels, each on a ground of its colour, in black or white, whichever is read better."""
     picture = Image.fromarray(np.ascontiguousarray(canvas[:, :, ::-1]))
     pen = ImageDraw.Draw(picture)
-    for text, (left, top), (blue, green, red) in labels:
+    for text, (left, top), ground in labels:
         width, height = _text_size(text, font_size)
-        ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
-        pen.rectangle([left, top, left + width - 1, top + height - 1], fill=(red, green, blue), outline=(30, 30, 30))
+        ink = _INK if _is_light(ground) else _PAPER
+        pen.rectangle([left, top, left + width - 1, top + height - 1], fill=ground[::-1], outline=_INK)
         pen.text((left + 3, top + height / 2), text, fill=ink, font=_font(font_size), anchor="lm")
     return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])

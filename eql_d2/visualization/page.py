@@ -73,7 +73,7 @@ def table(caption: Content, header: Sequence[Content], rows: Iterable[Sequence[C
     body = [
         tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in others)) for first, *others in rows
     ]
-    whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_=class_)
+    whole = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body), class_=class_)
     # Focusable, so that it can be scrolled by keyboard.
     return tag("div", whole, class_="scroll", role="region", tabindex=0, aria_label=_plain(caption))
 

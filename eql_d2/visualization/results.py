@@ -1,5 +1,6 @@
 """Ground truth beside the detections of one or more models as a gallery (Figure 4 of EQL)."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -75,6 +76,8 @@ def visualize_results(
     models = [Detections.read(path, name, annotated) for path, name in named]
     choice = Choice(best, conf_threshold, annotated.select(only))
     comparisons = compare(annotated, models, choice, annotated.order(seed))
+    if sort == "dataset":  # no image need be matched but those that are drawn
+        comparisons = islice(comparisons, max_images or None)
     ordered = sort_comparisons(list(comparisons), sort)
     if not ordered:
         raise annotated.nothing_to_draw(only)

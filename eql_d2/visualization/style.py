@@ -23,6 +23,7 @@ nav [aria-current] { font-weight: 700; text-decoration: none; color: var(--ink);
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: 0 0 .4rem; caption-side: top; }
+caption span { position: sticky; left: 0; display: inline-block; max-width: min(100%, calc(100vw - 2rem)); }
 th, td { padding: .32rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--ink); white-space: nowrap; }
 tr > :first-child { text-align: left; }
@@ -70,6 +71,9 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); color: var(--soft)
   body { max-width: none; font-size: 10pt; }
   nav, .screen-only { display: none; }
   .scroll { overflow: visible; }
+  .panels, .pairs .panels { grid-template-columns: repeat(auto-fit, minmax(5cm, 1fr)); }
+  .plots { grid-template-columns: repeat(auto-fit, minmax(7.5cm, 1fr)); }
+  figcaption { font-size: 8pt; }
   pre { max-height: none; white-space: pre-wrap; }
   figure, .scene, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }

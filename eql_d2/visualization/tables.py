@@ -125,6 +125,7 @@ def settings(runs: Sequence[Run]) -> Html:
     leaves = [flatten(run.cfg) for run in runs]
     if len(runs) > 1:
         keys = [key for key in leaves[0] if any(one.get(key) != leaves[0][key] for one in leaves)]
+        keys = [key for key in keys if key != "OUTPUT_DIR"]  # the page says at its top where the runs are
         rows = [[code(key), *(_value(one.get(key)) for one in leaves)] for key in keys]
         changed = table("Keys that differ between the runs", ["key", *(run.name for run in runs)], rows, class_="text")
     else:
@@ -194,15 +195,15 @@ def _compared(rows_of: Mapping[str, Mapping[str, Any]], first: str, other: str, 
         rows: List[Tuple[Content, ...]] = [
             (
                 group_badge(name, old[name]["group"]),
-                _count(old[name].get(count)),
+                number(gains[name], "+"),
                 number(_ap(old, name, column)),
                 number(_ap(new, name, column)),
-                number(gains[name], "+"),
+                _count(old[name].get(count)),
             )
             for name in names
         ]
         caption = f"Classes that {title} most, {_column_name(column)} in percent"
-        header = ["class", count.replace("_", " "), first, other, "difference"]
+        header = ["class", "difference", first, other, count.replace("_", " ")]
         parts.append(table(caption, header, rows) if rows else tag("p", f"No class {title}."))
     return join(parts)
 

@@ -60,7 +60,7 @@ def test_a_comparison(runs, tmp_path):
     assert "Comparison of sigmoid, eql" in text and "+2.00 against sigmoid" in text
     assert "<strong>10.00</strong>" in text and "<strong>8.00</strong>" not in text
     assert "MODEL.<wbr>LONG_<wbr>TAIL.<wbr>LOSS" in text and "BASE_<wbr>LR" not in text
-    gained = text.split("Classes that gained most, Mask AP in percent</caption>")[1].split("</table>")[0]
+    gained = text.split("Classes that gained most, Mask AP in percent</span></caption>")[1].split("</table>")[0]
     assert "+12.00" in gained and gained.index("class_4") < gained.index("class_0")
     assert "Images on which the runs differ most" in text
 
