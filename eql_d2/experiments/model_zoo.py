@@ -144,7 +144,8 @@ def make_model_zoo() -> str:
                 entry = rows.get(name, {})
                 for key in ("paper", "repository"):
                     numbers = [published_number(tables, reference) for reference in entry.get(key, ())]
-                    line.append("; ".join(numbers) or ABSENT)
+                    # One row may stand in several tables of a paper.
+                    line.append("; ".join(dict.fromkeys(numbers)) or ABSENT)
                 line.append(entry.get("here", "not run here"))
             lines.append(line)
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")

@@ -2,8 +2,13 @@
 
 import fcntl
 import json
+import os
+import signal
+import subprocess
 import threading
 import time
+from dataclasses import dataclass
+from typing import Sequence
 
 import pytest
 
@@ -105,7 +110,9 @@ def test_a_failure_stops_only_what_starts_from_it(place, write_table, run_all):
     table = write_table(rows)
     failed, lines = run_all(table)
     assert sorted(failed) == ["first (seed 0)", "second (seed 0)"]
-    assert any("failed first (seed 0): error: SOLVER.MAX_ITER is 13; that is unlucky. (exit status 1" in x for x in lines)
+    assert any(
+        "failed first (seed 0): error: SOLVER.MAX_ITER is 13; that is unlucky. (exit status 1" in x for x in lines
+    )
     assert [record["name"] for record in read_records(place / "results.jsonl")] == ["third"]
     assert "unlucky" in last_errors(table, place / "runs")["first"]
     assert "first (seed 0): failed, iteration 0 of 13: error: SOLVER.MAX_ITER is 13" in "\n".join(
@@ -157,19 +164,13 @@ def test_a_run_is_executed_by_one_process_at_a_time(place, write_table):
     assert execute(run, place / "results.jsonl") == {"status": "busy"}
     assert status_of(run)["status"] == "running"
     # The training is stopped, as by a scheduler: no failure, and the next attempt may go on.
-    pid = _pid_of(run)
-    import os
-    import signal
-
-    os.kill(pid, signal.SIGTERM)
+    os.kill(_pid_of(run), signal.SIGTERM)
     thread.join(timeout=20)
     assert outcome["status"] == "interrupted" and not is_locked(run.folder)
     assert status_of(run)["status"] == "interrupted"
 
 
 def _pid_of(run) -> int:
-    import subprocess
-
     for _ in range(200):
         found = subprocess.run(["pgrep", "-f", str(run.folder)], capture_output=True, text=True).stdout.split()
         if found:
@@ -224,31 +225,41 @@ def test_missing_data_is_an_error_that_names_the_file(place, write_table, run_al
 
 
 @pytest.mark.parametrize("cluster", ["debug", "local"])
-def test_submitit(place, write_table, cluster, monkeypatch):
+def test_submitit(place, write_table, cluster):
     pytest.importorskip("submitit")
     results = place / "results.jsonl"
     table = write_table(ROWS)
-    if cluster == "local":
-        # A process of its own does not see what this test has patched; the run carries paths only, but for the script.
-        monkeypatch.setattr(runs.Run, "commands", _fixed_commands(place))
-        for run in runs_of(table, place / "runs").values():
-            run.commands()
     launcher = SubmititLauncher(results, place / "logs", options={"timeout_min": 5}, cluster=cluster)
-    lines = []
-    failed = run_table(table, launcher, place / "runs", results, report=lines.append, period=0.05)
-    if cluster == "debug":
-        assert not failed and len(read_records(results)) == 2
-    else:
-        assert list((place / "logs").glob("*.pkl"))  # handed over to submitit's own processes
+    if cluster == "local":
+        # Processes of their own do not see what this test has patched; they are given the command instead.
+        launcher.submit = _with_own_commands(launcher)
+    failed = run_table(table, launcher, place / "runs", results, report=lambda line: None, period=0.05)
+    assert not failed and [record["name"] for record in read_records(results)] == ["first", "second"]
 
 
-def _fixed_commands(place):
-    return lambda self, num_gpus=0: [["true"]]
+def _with_own_commands(launcher):
+    """Return ``submit`` for runs whose commands are fixed before they are sent."""
+    submit = launcher.submit
+
+    def submit_fixed(run):
+        return submit(FixedRun(run.row, run.seed, run.runs_dir, run.parent, fixed=run.commands()))
+
+    return submit_fixed
+
+
+@dataclass(frozen=True)
+class FixedRun(runs.Run):
+    """A run with given commands."""
+
+    fixed: Sequence[Sequence[str]] = ()
+
+    def commands(self, num_gpus=0):
+        return self.fixed
 
 
 def test_submitit_is_told_what_is_wrong(place):
     pytest.importorskip("submitit")
-    with pytest.raises(InputError, match="--slurm: .*slurm_partitoin"):
+    with pytest.raises(InputError, match=r"--slurm: .*slurm_partitoin"):
         SubmititLauncher(place / "r.jsonl", place / "logs", options={"slurm_partitoin": "x"}, cluster="debug")
 
 

@@ -23,7 +23,9 @@ def test_specification_of_the_repository(name):
 
 
 def test_the_papers_tables_are_all_there():
-    assert {"eql_table1", "eql_table2", "eql_table3", "eql_table4", "eql_table5", "eql_repository"} <= set(table_names())
+    assert {"eql_table1", "eql_table2", "eql_table3", "eql_table4", "eql_table5", "eql_repository"} <= set(
+        table_names()
+    )
     assert {"acsl", "bags", "eql_v2"} <= set(table_names())
     assert {"mini_methods", *(f"mini_eql_table{i}" for i in range(1, 6))} <= set(table_names())
 
