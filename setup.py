@@ -44,5 +44,5 @@ setup(
         "shapely",  # crops of polygons, INPUT.CROP.ENABLED
         "setuptools<81",  # Detectron2 imports pkg_resources
     ],
-    extras_require={"dev": ["pytest", "ruff"]},
+    extras_require={"dev": ["pytest", "ruff", "submitit"], "slurm": ["submitit"]},
 )
