@@ -12,10 +12,11 @@ from eql_d2.config import get_cfg
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.engine import load_config
 from eql_d2.engine.trainer import describe_experiment
+from eql_d2.experiments.model_zoo import leaves
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics
 from tests.conftest import CONFIGS
 
-LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
+LEAVES = leaves()
 #: Folders of the configs that are no method's.
 SETS = ("mini", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
@@ -115,7 +116,8 @@ def test_leaf(path, counts_folder):
     for depth in (50, 101):
         assert (f"_{depth}_" in path.name) <= (depth == cfg.MODEL.RESNETS.DEPTH)
     resnets = cfg.MODEL.RESNETS
-    groups = (64, 4, False) if "X_101_64x4d" in path.name else (1, 64, resnets.STRIDE_IN_1X1)
+    width = 32 if path.parent.name == "mini" else 64  # the mini model is half as wide as ResNet-50
+    groups = (64, 4, False) if "X_101_64x4d" in path.name else (1, width, resnets.STRIDE_IN_1X1)
     assert groups == (resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP, resnets.STRIDE_IN_1X1)
     if "paper" in path.name:
         assert cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK and cfg.SOLVER.IMS_PER_BATCH == 32

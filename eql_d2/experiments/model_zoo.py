@@ -45,8 +45,9 @@ NOTES = {
 
 
 def leaves() -> List[Path]:
-    """Return every config that is no base, sorted."""
-    return sorted(path for path in CONFIGS.rglob("*.yaml") if not path.name.startswith("Base-"))
+    """Return every config of a training that is no base, sorted; ``configs/tables`` holds tables of them."""
+    paths = (path for section in SECTIONS for path in (CONFIGS / section).rglob("*.yaml"))
+    return sorted(path for path in paths if not path.name.startswith("Base-"))
 
 
 @cache

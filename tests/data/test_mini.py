@@ -14,6 +14,7 @@ from eql_d2.data.frequency import CategoryFrequency, frequency_group
 from eql_d2.data.mini import MiniParameters, draw_image, generate_mini_dataset, lvis_statistics, plan_split
 from eql_d2.data.mini_plan import CATEGORIES_PER_IMAGE, balanced_image_counts, train_image_counts
 from eql_d2.data.mini_shapes import MAX_CLASSES, class_appearances
+from eql_d2.errors import InputError
 
 SMALL = {"num_classes": 12, "num_train": 80, "num_val": 30, "image_size": 64, "num_test": 5, "seed": 3}
 
@@ -292,3 +293,24 @@ def test_an_image_depends_on_nothing_but_its_plan_and_its_number():
     plan = plan_split(few, "train")[7]
     np.testing.assert_array_equal(draw_image(few, "train", 7, plan)[0], draw_image(many, "train", 7, plan)[0])
     assert (draw_image(few, "train", 7, plan)[0] != draw_image(few, "train", 8, plan)[0]).any()
+
+
+# ---- a set to pre-train on
+
+
+def test_a_set_to_pretrain_on_has_other_classes_and_balanced_counts(tmp_path):
+    folder = generate_mini_dataset(tmp_path / "mini", 12, 80, 30, 64, num_test=1, first_class=12, balanced_train=True)
+    train = json.loads((folder / "train.json").read_text())
+    names = [category["name"] for category in train["categories"]]
+    assert names == [appearance.name for appearance in class_appearances(24)[12:]]
+    assert not set(names) & {appearance.name for appearance in class_appearances(12)}
+    counts = [category["image_count"] for category in train["categories"]]
+    assert max(counts) - min(counts) <= 1 and sum(counts) == round(CATEGORIES_PER_IMAGE * 80)
+    # Another set than the default one of this place.
+    with pytest.raises(InputError, match="made with first_class 12, not 0"):
+        generate_mini_dataset(folder, 12, 80, 30, 64, num_test=1, balanced_train=True)
+
+
+def test_there_are_not_more_classes_after_some_are_left_out():
+    with pytest.raises(InputError, match=f"at most {MAX_CLASSES - 60} classes .* after the first 60"):
+        MiniParameters(num_classes=MAX_CLASSES, first_class=60, num_train=100000)
