@@ -3,15 +3,17 @@
 import contextlib
 import datetime
 import fcntl
+import functools
 import json
 import os
 import platform
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -19,6 +21,8 @@ from eql_d2.experiments.jobs import ROOT, has_finished
 from eql_d2.experiments.runs import Run, code_digest
 
 STATE_FILE = "run.json"
+#: Exit statuses of a process that was ended from outside.
+_STOPPED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, 128 + signal.SIGTERM)
 LOCK_FILE = "run.lock"
 FINISHED, FAILED, BUSY, RUNNING, INTERRUPTED, NOT_RUN = (
     "finished",
@@ -30,8 +34,42 @@ FINISHED, FAILED, BUSY, RUNNING, INTERRUPTED, NOT_RUN = (
 )
 
 
+class Processes:
+    """The processes that work for this one, so that they can be stopped when it is."""
+
+    def __init__(self):
+        self._running: List[subprocess.Popen] = []
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def wait(self, process: subprocess.Popen) -> Tuple[int, float]:
+        """Wait for a process; return its exit status and its peak resident memory, children included, in MiB."""
+        with self._lock:
+            self._running.append(process)
+            if self.stopped:
+                os.kill(process.pid, signal.SIGTERM)
+        _, status, usage = os.wait4(process.pid, 0)
+        with self._lock:
+            self._running.remove(process)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_maxrss / 1024
+
+    def stop(self) -> None:
+        """End every process, and each that starts from now on."""
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                # Not Popen.terminate(): it would collect the exit status that wait() is waiting for.
+                os.kill(process.pid, signal.SIGTERM)
+
+
 def execute(
-    run: Run, results_file: Path, num_gpus: int = 0, environment: Optional[Dict[str, str]] = None, tidy: bool = False
+    run: Run,
+    results_file: Path,
+    num_gpus: int = 0,
+    environment: Optional[Dict[str, str]] = None,
+    tidy: bool = False,
+    processes: Optional[Processes] = None,
 ) -> Dict[str, Any]:
     """Run the commands of a run, append its record to the results file if all went well.
 
@@ -44,20 +82,27 @@ def execute(
         num_gpus: see :meth:`Run.commands`.
         environment: variables added to this process's own.
         tidy: delete the checkpoints before the last one when the training has finished.
+        processes: what can stop the run from another thread.
 
     Returns:
-        ``{"status": "finished"}``; "failed" with the last words of the log under ``error``; or "busy", if another
-        process works on it.
+        ``{"status": "finished"}``; "failed" or "interrupted" with the last words of the log under ``error``; or "busy",
+        if another process works on it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.folder / LOCK_FILE, "a") as lock:
         if not _lock(lock):
             return {"status": BUSY}
-        return _execute(run, results_file, run.commands(num_gpus), environment or {}, lock.fileno(), tidy)
+        start = functools.partial(_start, environment=environment or {}, lock=lock.fileno())
+        return _execute(run, results_file, run.commands(num_gpus), start, tidy, processes or Processes())
 
 
 def _execute(
-    run: Run, results_file: Path, commands: Sequence[List[str]], environment: Dict[str, str], lock: int, tidy: bool
+    run: Run,
+    results_file: Path,
+    commands: Sequence[List[str]],
+    start_process: Callable[[List[str], Path], subprocess.Popen],
+    tidy: bool,
+    processes: Processes,
 ) -> Dict[str, Any]:
     state = read_state(run.folder)
     state.update(status=RUNNING, error=None, attempts=state.get("attempts", 0) + 1, started=_now())
@@ -66,12 +111,17 @@ def _execute(
     start = time.monotonic()
     _write_state(run.folder, state)
     for command in commands:
-        code, peak = _run_process(command, run.folder / "console.txt", environment, lock)
+        code, peak = processes.wait(start_process(command, run.folder / "console.txt"))
         state["seconds"] = seconds_before + time.monotonic() - start
         state["peak_memory_mib"] = max(peak, state.get("peak_memory_mib", 0.0))
         if code:
             # A training that was told to stop is not a failure: it goes on at its checkpoint.
-            stopped = code in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, 128 + signal.SIGTERM)
+            stopped = processes.stopped or code in (
+                -signal.SIGTERM,
+                -signal.SIGINT,
+                -signal.SIGKILL,
+                128 + signal.SIGTERM,
+            )
             state.update(status=INTERRUPTED if stopped else FAILED, error=last_words(run.folder / "console.txt", code))
             _write_state(run.folder, state)
             return {"status": state["status"], "error": state["error"]}
@@ -85,12 +135,12 @@ def _execute(
     return {"status": FINISHED}
 
 
-def _run_process(command: List[str], console: Path, environment: Dict[str, str], lock: int):
-    """Run a command; return its exit status and its peak resident memory, children included, in MiB."""
+def _start(command: List[str], console: Path, environment: Dict[str, str], lock: int) -> subprocess.Popen:
+    """Start a command that writes to ``console`` and holds the lock as long as it lives."""
     with open(console, "ab") as log:
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -98,13 +148,6 @@ def _run_process(command: List[str], console: Path, environment: Dict[str, str],
             cwd=ROOT,
             pass_fds=(lock,),
         )
-    try:
-        _, status, usage = os.wait4(process.pid, 0)
-    except BaseException:
-        process.terminate()
-        raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss / 1024
 
 
 def _record(run: Run, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[str, Any]:

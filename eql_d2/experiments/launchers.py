@@ -10,7 +10,7 @@ from typing import Any, Dict, Optional, Protocol
 import torch
 
 from eql_d2.errors import InputError
-from eql_d2.experiments.execution import execute
+from eql_d2.experiments.execution import Processes, execute
 from eql_d2.experiments.runs import Run
 
 
@@ -51,7 +51,10 @@ class LocalLauncher:
         self._gpus_per_job = gpus_per_job
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self.slots)
-        self._execute = functools.partial(execute, results_file=results_file, num_gpus=gpus_per_job, tidy=tidy)
+        self._processes = Processes()
+        self._execute = functools.partial(
+            execute, results_file=results_file, num_gpus=gpus_per_job, tidy=tidy, processes=self._processes
+        )
 
     def submit(self, run: Run) -> Future:
         return self._pool.submit(self._on_a_slot, run)
@@ -79,6 +82,7 @@ class LocalLauncher:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._processes.stop()
 
 
 class SubmititLauncher:
