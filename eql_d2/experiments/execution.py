@@ -153,6 +153,10 @@ def _start(command: List[str], console: Path, environment: Dict[str, str], lock:
 def _record(run: Run, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[str, Any]:
     """Return the row of the results file."""
     identity = run.identity()
+    # Not where the weights lay on this machine, but what they are.
+    experiment = {**content["experiment"], "weights": identity["settings"].get("MODEL.WEIGHTS", "")}
+    if run.row.calibrate:
+        experiment["calibration"] = {"name": run.cfg.MODEL.LONG_TAIL.CALIBRATION.NAME}
     return {
         "key": run.key,
         "name": run.row.name,
@@ -163,7 +167,7 @@ def _record(run: Run, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[st
         "code_digest": code_digest(),
         **{name: state[name] for name in ("started", "seconds", "attempts", "peak_memory_mib", "machine", "commit")},
         "metrics": content["results"],
-        "experiment": content["experiment"],
+        "experiment": experiment,
         "settings": identity["settings"],
     }
 
