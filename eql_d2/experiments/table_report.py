@@ -51,16 +51,20 @@ def make_grids(table: Table, lines: Sequence[Line]) -> List[Grid]:
         groups.setdefault(kind + ("-fixed" if name.endswith("-fixed") else ""), []).append(metric)
     grids = []
     for group, metrics in groups.items():
-        header: List[Tuple[str, str]] = [("method", ""), *((column, "") for column in table.columns), ("seeds", "")]
+        # A row may have a baseline of its own, that of its paper.
+        words_of = {column: [str(line.row.values.get(column, "")) for line in lines] for column in table.columns}
+        if len(baselines(table)) > 1:
+            words_of["baseline"] = [_baseline_label(table, line) for line in lines]
+        words_of["seeds"] = [str(len(line.seeds)) for line in lines]
+        header: List[Tuple[str, str]] = [("method", ""), *((column, "") for column in words_of)]
         columns: List[Tuple[str, str]] = []
         for metric in metrics:
             sources = [s for s in SOURCES if any(s in line.cells[metric].published for line in lines)]
             columns += [(metric, source) for source in (*sources, HERE)]
         rows = []
-        for line in lines:
-            words = [line.row.label, *(str(line.row.values.get(column, "")) for column in table.columns)]
+        for i, line in enumerate(lines):
             numbers = [_cell_text(line, metric, source) for metric, source in columns]
-            rows.append([*words, str(len(line.seeds)), *numbers])
+            rows.append([line.row.label, *(column[i] for column in words_of.values()), *numbers])
         kind = group.split("-")[0]
         title = f"{KINDS.get(kind, kind)} {'AP-fixed' if group.endswith('-fixed') else 'AP'}"
         grids.append(Grid(title, header + [(metric.split("/")[1], source) for metric, source in columns], rows))
@@ -93,10 +97,11 @@ def notes(table: Table, lines: Sequence[Line]) -> List[str]:
     found = []
     if any(line.seeds for line in lines):
         found.append("Here: mean ± sample standard deviation over the seeds, in percent.")
-        baselines = baseline_words(table)
-        if baselines:
+        against = baselines(table)
+        if against:
+            to = against[0] if len(against) == 1 else "the row's baseline"
             found.append(
-                f"In brackets: difference to {baselines}. {SUPPORTED} marks those that the seeds support (Welch's "
+                f"In brackets: difference to {to}. {SUPPORTED} marks those that the seeds support (Welch's "
                 f"t-test, two-sided, p < 0.05, not corrected for the number of comparisons); the others they do not."
             )
         minutes = [line.seconds / 60 for line in lines if line.seconds is not None]
@@ -114,15 +119,15 @@ def notes(table: Table, lines: Sequence[Line]) -> List[str]:
     return [*found, *table.caveats]
 
 
-def baseline_words(table: Table) -> str:
-    """Return what differences are taken to, with the rows if there are several baselines; empty if there is none."""
-    rows: Dict[str, List[str]] = {}
-    for row in table.rows:
-        if row.baseline not in ("", row.name):
-            rows.setdefault(table.find(row.baseline).label, []).append(row.label)
-    if len(rows) < 2:
-        return next(iter(rows), "")
-    return "; ".join(f"{baseline} ({', '.join(labels)})" for baseline, labels in rows.items())
+def baselines(table: Table) -> List[str]:
+    """Return the labels of the rows that differences are taken to."""
+    names = dict.fromkeys(row.baseline for row in table.rows if row.baseline not in ("", row.name))
+    return [table.find(name).label for name in names]
+
+
+def _baseline_label(table: Table, line: Line) -> str:
+    name = line.row.baseline
+    return table.find(name).label if name not in ("", line.row.name) else ""
 
 
 def to_markdown(table: Table, lines: Sequence[Line]) -> str:

@@ -149,6 +149,14 @@ def test_markdown(measured):
     assert "A run took 2.0 to 2.0 minutes of wall time and at most 900 MiB." in text
 
 
+def test_rows_with_baselines_of_their_own_name_them(place, write_table):
+    rows = [*ROWS[:2], dict(ROWS[2], baseline="better")]
+    table = write_table(rows, **KEYS)
+    text = format_report(table, collect(table, write_records(place, table)), "markdown")
+    assert "| method | λ | baseline | seeds |" in text and "| Absent |  | Better | 0 |" in text
+    assert "| Base & <co> |  |  | 3 |" in text and "difference to the row's baseline" in text
+
+
 def test_csv_has_every_number(measured):
     rows = list(csv.DictReader(io.StringIO(format_report(*measured, "csv"))))
     assert len(rows) == 3 * 3
