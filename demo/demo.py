@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -11,7 +10,7 @@ import tqdm
 
 from eql_d2 import Predictor
 from eql_d2.engine import load_config
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, run_tool
 from eql_d2.evaluation.instances import instances_to_results
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -97,14 +96,10 @@ def run_video(predictor, args):
 
 def main():
     args = parse_arguments()
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        predictor = Predictor(cfg, device=args.device, batch_size=args.batch_size)
-        run_video(predictor, args) if args.video_input else run_images(predictor, args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    cfg = load_config(args.config_file, args.opts)
+    predictor = Predictor(cfg, device=args.device, batch_size=args.batch_size)
+    run_video(predictor, args) if args.video_input else run_images(predictor, args)
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

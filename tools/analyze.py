@@ -9,11 +9,10 @@ several runs each is drawn on the same figure. Exit status: 0, or 2 if something
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from eql_d2.analysis import ANALYSES, analyze
-from eql_d2.errors import InputError
+from eql_d2.errors import run_tool
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,18 +31,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     arguments = vars(parse_arguments())
     # Only boxes are looked at: that the checkpoint has a mask head too is nothing to warn of.
     logging.getLogger("fvcore.common.checkpoint").setLevel(logging.ERROR)
     for produced in analyze(arguments.pop("runs"), arguments.pop("output"), **arguments):
         print(f"{produced.title}: {', '.join(str(path) for path in [*produced.csvs, produced.png, produced.svg])}")
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

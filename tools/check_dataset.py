@@ -8,10 +8,9 @@ Exit status: 0 if nothing is wrong, 1 if there are errors, 2 if the data set can
 """
 
 import argparse
-import sys
 
 from eql_d2.data.check import check_dataset
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, run_tool
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,8 +61,4 @@ def _progress_bar(images):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

@@ -2,10 +2,9 @@
 """Train sigmoid cross-entropy and EQL on the generated data set and print one table; what `make demo` runs."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from eql_d2.errors import InputError
+from eql_d2.errors import run_tool
 from eql_d2.experiments.demo import run_demo
 
 
@@ -15,11 +14,8 @@ def main():
     parser.add_argument("--data", type=Path, default=Path("datasets/mini_demo"), help="the data; generated if absent")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides for both methods: KEY VALUE ...")
     args = parser.parse_args()
-    try:
-        run_demo(args.output, args.data, args.opts)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_demo(args.output, args.data, args.opts)
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -10,10 +10,9 @@ The protocol is LVIS's if the annotations have negative sets, else COCO's.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from eql_d2.errors import InputError
+from eql_d2.errors import run_tool
 from eql_d2.evaluation.rescore import rescore
 
 
@@ -48,15 +47,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = parse_args()
-    try:
-        print(rescore(**vars(args)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> None:
+    print(rescore(**vars(parse_args())))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -8,11 +8,10 @@ Does nothing if the set is there already. ``--statistics`` prints what ``docs/mi
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from eql_d2.data.mini import MiniParameters, generate_mini_dataset, lvis_statistics
-from eql_d2.errors import InputError
+from eql_d2.errors import run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,19 +54,14 @@ def print_statistics(folder: Path) -> None:
         print(f"{name:40}" + "".join(f"{v:>10.2f}" if isinstance(v, float) else f"{v:>10}" for v in values))
 
 
-def main() -> int:
+def main() -> None:
     args = vars(parse_args())
     output, statistics = args.pop("output"), args.pop("statistics")
-    try:
-        folder = generate_mini_dataset(output, **args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = generate_mini_dataset(output, **args)
     print(f"{folder} holds the generated data set.")
     if statistics:
         print_statistics(folder)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -8,10 +8,9 @@ A run is the OUTPUT_DIR of tools/train_net.py. The others are compared with the 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from eql_d2.errors import InputError
+from eql_d2.errors import run_tool
 from eql_d2.visualization.report import write_report
 
 
@@ -36,14 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    try:
-        print(write_report(**vars(parse_arguments())))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> None:
+    print(write_report(**vars(parse_arguments())))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -16,7 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, run_tool
 from eql_d2.experiments import reproduce
 from eql_d2.experiments.comparison import collect
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
@@ -67,7 +67,8 @@ def make_launcher(args: argparse.Namespace):
     return SubmititLauncher(args.results, logs, args.jobs, args.gpus_per_job, options, args.cluster, args.tidy)
 
 
-def main(args: argparse.Namespace) -> int:
+def main() -> int:
+    args = parse_args()
     if args.command == "list":
         for name in table_names():
             print(f"{name}: {load_table(name).title}")
@@ -105,8 +106,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse_args()))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

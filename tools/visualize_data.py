@@ -7,9 +7,8 @@
 """
 
 import argparse
-import sys
 
-from eql_d2.errors import InputError
+from eql_d2.errors import run_tool
 from eql_d2.visualization.arguments import add_gallery_arguments
 from eql_d2.visualization.data import SOURCES, visualize_data
 
@@ -31,15 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
-    try:
-        for page in visualize_data(**vars(parse_arguments())):
-            print(page)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> None:
+    for page in visualize_data(**vars(parse_arguments())):
+        print(page)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -9,10 +9,9 @@ annotated objects, unless --best or --conf-threshold says otherwise.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from eql_d2.errors import InputError
+from eql_d2.errors import run_tool
 from eql_d2.visualization.arguments import add_gallery_arguments
 from eql_d2.visualization.comparison import SORTS
 from eql_d2.visualization.results import visualize_results
@@ -34,14 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    try:
-        print(visualize_results(**vars(parse_arguments())))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main() -> None:
+    print(visualize_results(**vars(parse_arguments())))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)
