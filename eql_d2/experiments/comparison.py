@@ -10,7 +10,7 @@ from eql_d2.errors import InputError
 from eql_d2.experiments.execution import read_records
 from eql_d2.experiments.model_zoo import find_row, read_tables
 from eql_d2.experiments.runs import Run, code_digest, runs_of
-from eql_d2.experiments.spec import Row, Table
+from eql_d2.experiments.spec import FIXED, Row, Table
 
 #: Two-sided 95% quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
 _T_95 = (
@@ -92,11 +92,11 @@ def collect(table: Table, results_file: Path, errors: Optional[Mapping[str, str]
     runs = runs_of(table, results_file.parent)
     lines = []
     for row in table.rows:
-        found = [(seed, best_record(runs[row.name, seed], records)) for seed in row.seeds]
-        found = [(seed, record) for seed, record in found if record is not None]
+        found = _records_by_seed(row, runs, records)
+        again = _records_by_seed(table.fixed_row(row), runs, records) if table.fixed_opts else found
         cells = {metric: Cell(published=_published(published, row, metric)) for metric in table.metrics}
-        for _, record in found:
-            for metric, cell in cells.items():
+        for metric, cell in cells.items():
+            for _, record in again if metric.endswith(FIXED) else found:
                 value = _lookup(record["metrics"], metric)
                 if value is not None:
                     cell.values.append(value)
@@ -113,6 +113,12 @@ def collect(table: Table, results_file: Path, errors: Optional[Mapping[str, str]
         )
     _compare_with_baseline(lines)
     return lines
+
+
+def _records_by_seed(row: Row, runs: Mapping, records: Sequence[Mapping]) -> List[Tuple[int, Mapping[str, Any]]]:
+    """Return (seed, record) of the runs of a row that have finished."""
+    found = [(seed, best_record(runs[row.name, seed], records)) for seed in row.seeds]
+    return [(seed, record) for seed, record in found if record is not None]
 
 
 def best_record(run: Run, records: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:

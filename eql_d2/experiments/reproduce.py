@@ -13,7 +13,7 @@ from eql_d2.errors import InputError
 from eql_d2.experiments.execution import FAILED, FINISHED, INTERRUPTED, NOT_RUN, read_records, status_of
 from eql_d2.experiments.launchers import Launcher
 from eql_d2.experiments.runs import Run, code_digest, runs_of
-from eql_d2.experiments.spec import Table
+from eql_d2.experiments.spec import FIXED, Table
 
 OUTPUT = Path("output/tables")
 RUNS = OUTPUT / "runs"
@@ -122,7 +122,7 @@ def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = No
         raise InputError(f"{table.name} has no row {unknown[0]!r}; there are {', '.join(names)}.")
     chosen: Dict[str, Run] = {}
     for run in runs.values():
-        if only and run.row.name not in only:
+        if only and run.row.name not in only and run.row.name.removesuffix(FIXED) not in only:
             continue
         chain: List[Run] = []
         current: Optional[Run] = run
@@ -163,7 +163,7 @@ def last_errors(table: Table, runs_dir: Path) -> Dict[str, str]:
         with contextlib.suppress(InputError):
             state = status_of(run)
             if state["status"] == FAILED:
-                errors[run.row.name] = state["error"]
+                errors[run.row.name.removesuffix(FIXED)] = state["error"]
     return errors
 
 

@@ -124,7 +124,10 @@ class Run:
 
 
 def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], Run]:
-    """Return every run of a table by row name and seed, each after the one that it starts from."""
+    """Return every run of a table by row name and seed, each after the one that it starts from.
+
+    With ``fixed_opts`` a row's second evaluation is there too, under the row's name with ``-fixed``.
+    """
     runs: Dict[Tuple[str, int], Run] = {}
 
     def add(row: Row, seed: int) -> Run:
@@ -132,7 +135,7 @@ def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], Run]:
             parent = None
             if row.start:
                 start = table.find(row.start)
-                parent = add(start, PREPARATION_SEED if row.start in table.prepare else seed)
+                parent = add(start, PREPARATION_SEED if start.name in table.prepare else seed)
             runs[row.name, seed] = Run(row, seed, Path(runs_dir), parent)
         return runs[row.name, seed]
 
@@ -141,6 +144,8 @@ def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], Run]:
         for row in table.rows:
             if position < len(row.seeds):
                 add(row, row.seeds[position])
+                if table.fixed_opts:
+                    add(table.fixed_row(row), row.seeds[position])
     return runs
 
 

@@ -22,6 +22,9 @@ A specification is a mapping:
     arguments of :func:`eql_d2.data.mini.generate_mini_dataset` by folder below ``$DETECTRON2_DATASETS``.
 ``published``
     ids of the tables in ``paper_tables.yaml`` whose numbers are printed; all by default.
+``fixed_opts``
+    config overrides of a second evaluation of every row's weights, whose metrics are those that end in ``-fixed``.
+    AP-fixed needs many more detections of an image than AP counts, which would cost time if masks were computed too.
 ``caveats``
     list of sentences, printed under the table.
 ``_BASE_``
@@ -35,7 +38,7 @@ first), ``baseline`` (another row than the table's) and ``twin`` (the LVIS confi
 published of a row is what ``model_zoo.yaml`` names for its config, or its twin.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -52,6 +55,9 @@ ACTIONS = ("train", "evaluate")
 SOURCES = ("paper", "repository")
 #: The seed of what is prepared once for all rows, as pre-trained weights are.
 PREPARATION_SEED = 0
+
+#: End of the name of a metric, and of a row, of the second evaluation.
+FIXED = "-fixed"
 
 _MERGED = ("prepare", "generate")
 _JOINED = ("opts", "caveats")
@@ -97,6 +103,7 @@ class Table:
     Attributes:
         name: the file's name without its suffix.
         prepare: rows that others start from, by name; not printed.
+        fixed_opts: config overrides of the second evaluation; empty for none.
     """
 
     name: str
@@ -107,11 +114,18 @@ class Table:
     columns: Tuple[str, ...] = ()
     prepare: Mapping[str, Row] = field(default_factory=dict)
     generate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fixed_opts: Tuple[str, ...] = ()
     caveats: Tuple[str, ...] = ()
 
     def find(self, name: str) -> Row:
         """Return the row or preparation of this name."""
         return {**self.prepare, **{row.name: row for row in self.rows}}[name]
+
+    def fixed_row(self, row: Row) -> Row:
+        """Return the second evaluation of a row, which starts from its weights, or from those that it evaluates."""
+        start = row.start if row.action == "evaluate" else row.name
+        opts = (*row.opts, *self.fixed_opts)
+        return replace(row, name=f"{row.name}{FIXED}", opts=opts, start=start, action="evaluate")
 
 
 def table_names(folder: Path = TABLES) -> List[str]:
@@ -168,7 +182,7 @@ class _Parser:
 
     def table(self) -> Table:
         known = {"title", "dataset", "rows", "metrics", "seeds", "baseline", "columns", "opts", *_MERGED, "caveats"}
-        known.add("published")
+        known |= {"published", "fixed_opts"}
         self.check_keys(self.content, known, "")
         for key in ("title", "dataset", "rows", "metrics"):
             if not self.content.get(key):
@@ -191,6 +205,7 @@ class _Parser:
             columns=tuple(self.content.get("columns") or ()),
             prepare=prepare,
             generate=self.content.get("generate") or {},
+            fixed_opts=tuple(str(word) for word in self.content.get("fixed_opts") or ()),
             caveats=tuple(self.content.get("caveats") or ()),
         )
         self.check_references(table)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, Dict, List, Sequence, Tuple
 
 from eql_d2.experiments.comparison import Cell, Line
-from eql_d2.experiments.spec import SOURCES, Table
+from eql_d2.experiments.spec import FIXED, SOURCES, Table
 
 KINDS = {"segm": "mask", "bbox": "box"}
 NOT_RUN = "not run"
@@ -75,7 +75,7 @@ def _cell_text(line: Line, metric: str, source: str) -> str:
     cell = line.cells[metric]
     if source != HERE:
         return cell.published.get(source, ABSENT)
-    if not line.seeds:
+    if not line.seeds or (metric.endswith(FIXED) and not cell.values):
         return "failed" if line.error else NOT_RUN
     return measured_text(cell)
 

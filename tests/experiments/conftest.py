@@ -13,8 +13,7 @@ SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
 arguments = sys.argv[1:]
-opts = dict(zip(arguments[::2], arguments[1::2])) if arguments[0] != "--resume" else {}
-value = lambda key, default=None: arguments[arguments.index(key) + 1] if key in arguments else default
+value = lambda key, default=None: dict(zip(arguments, arguments[1:])).get(key, default)  # the last one counts
 folder = Path(value("OUTPUT_DIR"))
 if value("SOLVER.MAX_ITER") == "13":
     sys.exit("error: SOLVER.MAX_ITER is 13; that is unlucky.")
@@ -30,7 +29,7 @@ if "--eval-only" not in arguments:
 ap = float(value("SOLVER.BASE_LR", 0)) * 100 + float(value("SEED"))
 (folder / "results.json").write_text(json.dumps({
     "experiment": {"seed": int(value("SEED"))},
-    "results": {"segm": {"AP": ap, "APr": None}, "bbox": {"AP": ap + 1}},
+    "results": {"segm": {"AP": ap, "AP-fixed": ap, "APr": None}, "bbox": {"AP": ap + 1}},
 }))
 """
 

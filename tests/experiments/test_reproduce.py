@@ -14,6 +14,7 @@ import pytest
 
 from eql_d2.errors import InputError
 from eql_d2.experiments import execution, reproduce, runs
+from eql_d2.experiments.comparison import collect
 from eql_d2.experiments.execution import append_record, execute, is_locked, read_records, status_of
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
 from eql_d2.experiments.reproduce import dry_run, last_errors, run_table, select_runs, status_lines
@@ -138,6 +139,23 @@ def test_evaluation_and_calibration(place, write_table, run_all):
     assert f"--output {statistics}" in calibration and "--eval-only" not in calibration
     assert "--eval-only" in evaluation and f"LOGN.STATISTICS {statistics}" in evaluation
     assert f"MODEL.WEIGHTS {logn.parent.weights}" in evaluation
+
+
+def test_second_evaluation_gives_the_fixed_metrics(place, write_table, run_all):
+    rows = [*ROWS[:1], {"name": "norcal", "config": "tiny", "start": "first", "action": "evaluate"}]
+    fixed_opts = ["SOLVER.BASE_LR", 0.5]
+    table = write_table(rows, fixed_opts=fixed_opts, metrics=["segm/AP", "segm/AP-fixed"])
+    failed, lines = run_all(table, only=["first"])
+    assert not failed and lines[0] == "tiny: 0 of 2 runs have finished, 2 to go."
+    assert not run_all(table)[0]
+    every = runs_of(table, place / "runs")
+    first, again, other = every["first", 0], every["first-fixed", 0], every["norcal-fixed", 0]
+    assert again.parent is first and other.parent is first and other.row.action == "evaluate"
+    assert f"MODEL.WEIGHTS {first.weights}" in (again.folder / "calls.txt").read_text()
+    assert "--eval-only" in (again.folder / "calls.txt").read_text()
+    line = collect(table, place / "results.jsonl")[0]
+    # The script's AP is 100 times the learning rate: 10 from the training, 50 from the second evaluation.
+    assert line.cells["segm/AP"].values == [10.0] and line.cells["segm/AP-fixed"].values == [50.0]
 
 
 def test_what_is_prepared_is_trained_once_for_all_seeds(place, write_table, run_all):
