@@ -36,12 +36,13 @@ def machine() -> str:
     """Return the processor, the number of cores and the versions that matter."""
     import torch
 
-    model = "unknown processor"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
-        model = found.group(1) if found else model
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    from eql_d2.experiments.execution import describe_machine
+
+    described = describe_machine()
+    return (
+        f"{described['processor']}, {described['cores']} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
 
 
 def replace_section(page: str, title: str, section: str) -> str:

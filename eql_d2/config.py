@@ -1,5 +1,7 @@
 """Every config key that this package adds to Detectron2's, under one node: ``MODEL.LONG_TAIL``."""
 
+from typing import Any, Dict
+
 from eql_d2.compat import check_detectron2
 
 check_detectron2()  # before anything of Detectron2 is imported, so that a wrong version is named as such
@@ -229,3 +231,11 @@ def get_cfg() -> CN:
     cfg = get_detectron2_cfg()
     add_eql_config(cfg)
     return cfg
+
+
+def flatten(cfg: CN, prefix: str = "") -> Dict[str, Any]:
+    """Return the leaves of a config by their dotted names."""
+    leaves: Dict[str, Any] = {}
+    for key, value in cfg.items():
+        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, CN) else {prefix + key: value})
+    return leaves

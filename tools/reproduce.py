@@ -11,7 +11,6 @@ TABLE is a file of configs/tables without its suffix, or the path of a YAML file
 """
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from eql_d2.experiments.comparison import collect
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
 from eql_d2.experiments.spec import load_table, table_names
 from eql_d2.experiments.table_report import FORMATS, format_report
+from eql_d2.files import write_whole
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,10 +83,7 @@ def main() -> int:
         if args.output is None:
             print(text, end="")
         else:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            temporary = args.output.with_name(f"{args.output.name}.tmp{os.getpid()}")
-            temporary.write_text(text)
-            temporary.replace(args.output)
+            write_whole(args.output, text)
     elif args.dry_run:
         print("\n".join(reproduce.dry_run(table, args.runs, args.gpus_per_job, args.only)))
     else:

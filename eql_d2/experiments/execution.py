@@ -13,25 +13,20 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from eql_d2.experiments.jobs import ROOT, has_finished
+from eql_d2.experiments.jobs import ROOT, has_finished, last_metrics, last_words
 from eql_d2.experiments.runs import Run, code_digest
+from eql_d2.files import write_whole
 
 STATE_FILE = "run.json"
+LOCK_FILE = "run.lock"
 #: Exit statuses of a process that was ended from outside.
 _STOPPED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, 128 + signal.SIGTERM)
-LOCK_FILE = "run.lock"
-FINISHED, FAILED, BUSY, RUNNING, INTERRUPTED, NOT_RUN = (
-    "finished",
-    "failed",
-    "busy",
-    "running",
-    "interrupted",
-    "not run",
-)
+FINISHED, FAILED, BUSY = "finished", "failed", "busy"
+RUNNING, INTERRUPTED, NOT_RUN = "running", "interrupted", "not run"
 
 
 class Processes:
@@ -116,13 +111,10 @@ def _execute(
         state["peak_memory_mib"] = max(peak, state.get("peak_memory_mib", 0.0))
         if code:
             # A training that was told to stop is not a failure: it goes on at its checkpoint.
-            stopped = processes.stopped or code in (
-                -signal.SIGTERM,
-                -signal.SIGINT,
-                -signal.SIGKILL,
-                128 + signal.SIGTERM,
-            )
-            state.update(status=INTERRUPTED if stopped else FAILED, error=last_words(run.folder / "console.txt", code))
+            stopped = processes.stopped or code in _STOPPED
+            console = run.folder / "console.txt"
+            error = f"{last_words(console)} (exit status {code}, all of it in {console})"
+            state.update(status=INTERRUPTED if stopped else FAILED, error=error)
             _write_state(run.folder, state)
             return {"status": state["status"], "error": state["error"]}
         _write_state(run.folder, state)
@@ -211,10 +203,8 @@ def status_of(run: Run) -> Dict[str, Any]:
         return {"status": NOT_RUN}
     if state["status"] == RUNNING and not is_locked(run.folder):
         state["status"] = INTERRUPTED
-    metrics = run.folder / "metrics.json"
-    if metrics.is_file():
-        found = re.findall(r'"iteration": (\d+)', metrics.read_text())
-        state["iteration"] = int(found[-1]) + 1 if found else 0
+    metrics = last_metrics(run.folder)
+    state["iteration"] = metrics["iteration"] + 1 if metrics else 0
     return state
 
 
@@ -242,29 +232,14 @@ def read_state(folder: Path) -> Dict[str, Any]:
 
 
 def _write_state(folder: Path, state: Dict[str, Any]) -> None:
-    temporary = folder / f"{STATE_FILE}.tmp{os.getpid()}"
-    temporary.write_text(json.dumps(state, indent=1))
-    temporary.replace(folder / STATE_FILE)
-
-
-def last_words(console: Path, code: int = 1) -> str:
-    """Return the line of a log that says what went wrong."""
-    lines = [line.strip() for line in console.read_text(errors="replace").splitlines() if line.strip()]
-    starts = [i for i, line in enumerate(lines) if line.startswith("$ ")]
-    lines = lines[starts[-1] + 1 :] if starts else lines
-    errors = [line for line in lines if line.startswith("error: ")]
-    said = (errors or lines or ["it said nothing"])[-1]
-    return f"{said} (exit status {code}, all of it in {console})"
+    write_whole(folder / STATE_FILE, json.dumps(state, indent=1))
 
 
 def _delete_early_checkpoints(folder: Path) -> None:
     if has_finished(folder):
-        for path in _early_checkpoints(folder):
-            path.unlink()
-
-
-def _early_checkpoints(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+\.pth", path.name))
+        for path in folder.glob("model_*.pth"):
+            if re.fullmatch(r"model_\d+\.pth", path.name):
+                path.unlink()
 
 
 def describe_machine() -> Dict[str, Any]:

@@ -24,6 +24,27 @@ def has_finished(output_dir: Path) -> bool:
     return weights.is_file() and results.is_file() and results.stat().st_mtime_ns >= weights.stat().st_mtime_ns
 
 
+def last_metrics(output_dir: Path) -> Optional[Dict]:
+    """Return the last line of ``metrics.json`` that training wrote, ``None`` before the first."""
+    path = output_dir / "metrics.json"
+    if not path.is_file():
+        return None
+    lines = [line for line in path.read_text().splitlines() if "total_loss" in line]
+    return json.loads(lines[-1]) if lines else None
+
+
+def last_words(console: Path) -> str:
+    """Return the line of a log that says what went wrong: the last error that a tool names, else the last line.
+
+    Of a log of several commands, each begun by a line ``$ COMMAND``, only what the last one said.
+    """
+    lines = [line.strip() for line in console.read_text(errors="replace").splitlines() if line.strip()]
+    commands = [place for place, line in enumerate(lines) if line.startswith("$ ")]
+    lines = lines[commands[-1] + 1 :] if commands else lines
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
 @dataclass
 class Job:
     """One run of tools/train_net.py.
@@ -53,12 +74,8 @@ class Job:
         return json.loads((self.output_dir / "results.json").read_text()) if has_finished(self.output_dir) else None
 
     def progress(self) -> Optional[Dict]:
-        """The last line of ``metrics.json`` that training wrote, ``None`` before the first."""
-        path = self.output_dir / "metrics.json"
-        if not path.is_file():
-            return None
-        lines = [line for line in path.read_text().splitlines() if "total_loss" in line]
-        return json.loads(lines[-1]) if lines else None
+        """See :func:`last_metrics`."""
+        return last_metrics(self.output_dir)
 
 
 def run_jobs(
@@ -118,6 +135,4 @@ def _progress_line(job: Job) -> str:
 
 def _last_words(job: Job) -> str:
     console = job.output_dir / "console.txt"
-    lines = [line for line in console.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return f"{job.name} failed: {(errors or lines or ['it said nothing'])[-1]} (all of it in {console})"
+    return f"{job.name} failed: {last_words(console)} (all of it in {console})"

@@ -190,7 +190,7 @@ def status_lines(table: Table, runs_dir: Path, results_file: Path) -> List[str]:
         state = status_of(run)
         text = f"{run.name}: {state['status']}"
         if state["status"] not in (NOT_RUN, FINISHED) and run.row.action == "train":
-            text += f", iteration {state.get('iteration', 0)} of {run.cfg.SOLVER.MAX_ITER}"
+            text += f", iteration {state['iteration']} of {run.cfg.SOLVER.MAX_ITER}"
         if state["status"] in (FAILED, INTERRUPTED) and state.get("error"):
             text += f": {state['error']}"
         lines.append(text)

@@ -3,15 +3,15 @@
 import hashlib
 import os
 import sys
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from detectron2.config import CfgNode
 
 import eql_d2
-from eql_d2.config import get_cfg
+from eql_d2.config import flatten, get_cfg
 from eql_d2.data.builtin import LVIS_JSON_FILES, data_root, resolve_path
 from eql_d2.engine.setup import load_config
 from eql_d2.errors import InputError
@@ -41,19 +41,16 @@ class Run:
     seed: int
     runs_dir: Path
     parent: Optional["Run"] = None
-    _cache: Dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """How tables and messages call it."""
         return f"{self.row.name} (seed {self.seed})"
 
-    @property
+    @cached_property
     def cfg(self) -> CfgNode:
         """The config, without what depends on the place: the weights of the parent, the output folder."""
-        if "cfg" not in self._cache:
-            self._cache["cfg"] = load_config(str(self.row.config), [*self.row.opts, "SEED", str(self.seed)])
-        return self._cache["cfg"]
+        return load_config(str(self.row.config), [*self.row.opts, "SEED", str(self.seed)])
 
     def identity(self) -> Dict[str, Any]:
         """Return what decides on the result besides data and code, as a json-able mapping.
@@ -69,12 +66,10 @@ class Run:
             settings.pop("MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS", None)
         return {"settings": settings, "seed": self.seed, "action": self.row.action, "calibrate": self.row.calibrate}
 
-    @property
+    @cached_property
     def config_digest(self) -> str:
         """Digest of :meth:`identity`."""
-        if "digest" not in self._cache:
-            self._cache["digest"] = _digest(repr(sorted(_flat(self.identity()))).encode())
-        return self._cache["digest"]
+        return _digest(repr(sorted(_flat(self.identity()))).encode())
 
     def data_digest(self) -> str:
         """Return a digest of the annotation files of training and test, and of those of the parent.
@@ -170,8 +165,8 @@ def annotation_files(cfg: CfgNode) -> List[Path]:
 
 def changed_keys(cfg: CfgNode) -> Dict[str, Any]:
     """Return the value of every key that differs from the default, by its full name."""
-    defaults = dict(_flat_config(get_cfg()))
-    return {key: value for key, value in _flat_config(cfg) if key not in defaults or defaults[key] != value}
+    defaults = flatten(get_cfg())
+    return {key: value for key, value in flatten(cfg).items() if key not in defaults or defaults[key] != value}
 
 
 @cache
@@ -191,13 +186,6 @@ def _file_digest(path: Path, mtime_ns: int) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _flat_config(node: CfgNode, prefix: str = "") -> List[Tuple[str, Any]]:
-    keys = []
-    for key, value in node.items():
-        keys += _flat_config(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [(prefix + key, value)]
-    return keys
 
 
 def _flat(content: Dict[str, Any]) -> List[Tuple[str, str]]:

@@ -181,8 +181,8 @@ class _Parser:
         raise InputError(f"{self.path}: {message}")
 
     def table(self) -> Table:
-        known = {"title", "dataset", "rows", "metrics", "seeds", "baseline", "columns", "opts", *_MERGED, "caveats"}
-        known |= {"published", "fixed_opts"}
+        known = {"title", "dataset", "rows", "metrics", "seeds", "baseline", "columns", "published", "fixed_opts"}
+        known.update(_MERGED, _JOINED)
         self.check_keys(self.content, known, "")
         for key in ("title", "dataset", "rows", "metrics"):
             if not self.content.get(key):

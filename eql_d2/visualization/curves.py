@@ -3,11 +3,10 @@
 import io
 from typing import List, Sequence, Tuple
 
+from eql_d2.analysis.figures import style
 from eql_d2.visualization.page import Html, data_uri, tag
 from eql_d2.visualization.runs import Run
 
-#: Told apart in black and white by the line style, by people who do not see red and green by the colour.
-STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."))
 _EVALUATED = ("AP", "APr", "APc", "APf")
 
 
@@ -56,9 +55,8 @@ def _draw(series: Sequence[Tuple[str, Sequence[Tuple[int, float]]]], key: str) -
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         for i, (name, points) in enumerate(series):
-            color, line = STYLES[i % len(STYLES)]
-            marker = "o" if len(points) < 8 else None
-            axes.plot(*zip(*points), color=color, linestyle=line, linewidth=1.6, marker=marker, label=name)
+            look = style(i) if len(points) < 8 else {**style(i), "marker": None}
+            axes.plot(*zip(*points), linewidth=1.6, label=name, **look)
         axes.set_title(key, fontsize=10, loc="left")
         axes.set_xlabel("iteration", fontsize=9)
         axes.tick_params(labelsize=8)

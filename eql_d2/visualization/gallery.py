@@ -6,8 +6,9 @@ from typing import List, Sequence
 import numpy as np
 
 from eql_d2.errors import InputError
+from eql_d2.files import write_whole
 from eql_d2.visualization.drawing import encode_jpeg
-from eql_d2.visualization.page import Content, Html, document, join, legend, tag, write_whole
+from eql_d2.visualization.page import Content, Html, document, join, legend, tag
 
 PICTURES = "pictures"
 _INDEX = "index.html"

@@ -1,14 +1,10 @@
 """HTML pages that need no network and no script. Every text is escaped unless it is :class:`Html` already."""
 
 import base64
-import contextlib
 import html
-import os
 import re
-from pathlib import Path
 from typing import Iterable, Sequence, Union
 
-from eql_d2.errors import InputError
 from eql_d2.evaluation.report import GROUP_COLORS, GROUP_NAMES
 from eql_d2.visualization.style import STYLE
 
@@ -123,21 +119,3 @@ def legend() -> Html:
         words = {"r": "solid and tinted", "c": "dashed", "f": "dotted"}[group]
         entries.append(tag("li", drawing, f" {GROUP_NAMES[group]} ({group}): {words}"))
     return tag("ul", *entries, class_="legend", aria_label="Line styles of the frequency groups")
-
-
-def write_whole(path: Path, content: Union[str, bytes]) -> None:
-    """Write a file that appears whole or not at all; its folder is made.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise InputError(f"{path} cannot be written ({error.strerror}); name another --output.") from None

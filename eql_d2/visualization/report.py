@@ -11,6 +11,7 @@ import numpy as np
 
 import eql_d2
 from eql_d2.errors import InputError
+from eql_d2.files import write_whole
 from eql_d2.visualization.comparison import Choice, compare, sort_comparisons
 from eql_d2.visualization.curves import curves
 from eql_d2.visualization.dataset import AnnotatedSet
@@ -28,7 +29,6 @@ from eql_d2.visualization.page import (
     section,
     table,
     tag,
-    write_whole,
 )
 from eql_d2.visualization.results import MEASURE, comparison_scene
 from eql_d2.visualization.runs import Run, read_runs

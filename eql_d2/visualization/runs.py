@@ -73,14 +73,6 @@ def read_runs(folders: Sequence[Path], names: Optional[Sequence[str]] = None) ->
     return [Run.read(Path(folder), name) for folder, name in zip(folders, unique_names(list(folders), names))]
 
 
-def flatten(cfg: CfgNode, prefix: str = "") -> Dict[str, Any]:
-    """Return the leaves of a config by their dotted names."""
-    leaves: Dict[str, Any] = {}
-    for key, value in cfg.items():
-        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value})
-    return leaves
-
-
 def _by_dataset(results: Dict[str, Any], datasets: Sequence[str]) -> Dict[str, Dict[str, Metrics]]:
     """Sort the metrics by data set: they are nested by its name only where there are several."""
     sorted_: Dict[str, Dict[str, Metrics]] = {}

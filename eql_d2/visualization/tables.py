@@ -2,11 +2,11 @@
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from eql_d2.config import get_cfg
+from eql_d2.config import flatten, get_cfg
 from eql_d2.evaluation.metrics import NOT_AVAILABLE
 from eql_d2.evaluation.report import GROUP_NAMES, count_column
 from eql_d2.visualization.page import Content, Html, code, details, group_badge, join, table, tag
-from eql_d2.visualization.runs import Run, flatten
+from eql_d2.visualization.runs import Run
 
 _METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 _KINDS = {"segm": "Mask", "bbox": "Box"}

@@ -29,13 +29,6 @@ def test_a_document_is_well_formed():
     assert outline.attributes("script", "src") == []
 
 
-def test_files_appear_whole(tmp_path):
-    page.write_whole(tmp_path / "new" / "a.html", "text")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.html"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        page.write_whole(tmp_path / "file" / "a.html", "text")
-
 
 def fill(folder, count, per_page=2):
     gallery = Gallery(folder, "Title", "lead", per_page)

@@ -1,13 +1,11 @@
 """The report of a run and of a comparison, from output folders without a training."""
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Optional
 
 import pytest
 
+from eql_d2.analysis import Produced
 from eql_d2.errors import InputError
 from eql_d2.visualization import write_report
 from eql_d2.visualization.runs import Run, _by_dataset
@@ -114,16 +112,6 @@ def test_results_of_several_data_sets_and_augmentations():
     assert _by_dataset({"bbox": ap, "bbox_TTA": ap}, ["a"]) == {"a": {"bbox": ap, "bbox_TTA": ap}}
     several = {"a": {"bbox": ap}, "b": {}, "a_TTA": {"bbox": ap}}
     assert _by_dataset(several, ["a", "b"]) == {"a": {"bbox": ap, "bbox_TTA": ap}}
-
-
-@dataclass
-class Produced:
-    name: str
-    title: str
-    caption: str
-    csv: Path
-    png: Optional[Path] = None
-    svg: Optional[Path] = None
 
 
 def test_analyses_are_taken_in(runs, tmp_path, monkeypatch):

@@ -1,0 +1,14 @@
+"""Files that appear whole or not at all."""
+
+import pytest
+
+from eql_d2.errors import InputError
+from eql_d2.files import write_whole
+
+
+def test_files_appear_whole(tmp_path):
+    write_whole(tmp_path / "new" / "a.html", "text")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.html"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_whole(tmp_path / "file" / "a.html", "text")
