@@ -1,4 +1,4 @@
-# make demo    install what is missing, generate the data, train sigmoid CE and EQL, print one table    (4 minutes, CPU)
+# make demo    install what is missing, generate the data, train sigmoid CE and EQL, print one table    (4 to 5 minutes, CPU)
 # make test    install what is missing, lint, unit tests, end-to-end tests
 # VENV=PATH uses (and completes) another virtual environment; a torch or Detectron2 that it has is kept.
 
