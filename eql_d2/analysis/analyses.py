@@ -5,6 +5,7 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 from eql_d2.analysis import confusion, curves, weighting
 from eql_d2.analysis.ap import ap
+from eql_d2.analysis.cap import ap_cap
 from eql_d2.analysis.passes import Pass, pass_over
 from eql_d2.analysis.produced import ANALYSES, Produced
 from eql_d2.analysis.runs import open_runs
@@ -17,6 +18,8 @@ OF_REGIONS: Dict[str, Callable[..., Produced]] = {
     "gradient-ratio": curves.gradient_ratio,
     "confusion": confusion.confusion,
 }
+#: Analyses of what evaluation left.
+OF_EVALUATIONS: Dict[str, Callable[..., Produced]] = {"ap": ap, "ap-cap": ap_cap}
 OF_RUNS: Dict[str, Callable[..., Produced]] = {
     "weights": curves.weights,
     "weight-functions": weighting.weight_functions,
@@ -62,7 +65,7 @@ def analyze(
         for run in opened:
             run.dataset(dataset)
     categories = opened[0].categories()
-    if "ap" in chosen:  # a run that was not evaluated is worth an answer before models run
+    if set(chosen) & set(OF_EVALUATIONS):  # a run that was not evaluated is worth an answer before models run
         for run in opened:
             run.evaluated_dataset(dataset)
     folder = Path(output_dir)
@@ -74,8 +77,8 @@ def analyze(
     for name in chosen:
         if name in OF_REGIONS:
             produced.append(OF_REGIONS[name](opened, passes, categories, folder))
-        elif name == "ap":
-            produced.append(ap(opened, categories, folder, dataset))
+        elif name in OF_EVALUATIONS:
+            produced.append(OF_EVALUATIONS[name](opened, categories, folder, dataset))
         else:
             produced.append(OF_RUNS[name](opened, categories, folder))
     return produced

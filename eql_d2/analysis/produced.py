@@ -13,6 +13,7 @@ ANALYSES: Mapping[str, str] = {
     "weights": "Norm of the classifier's weights",
     "gradient-ratio": "Accumulated gradient ratio, positive to negative",
     "ap": "AP against training images",
+    "ap-cap": "AP against the cap on the detections of an image",
     "weight-functions": "Weight functions over category frequency",
     "tail-ratio": "Tail ratio over the frequency threshold",
     "confusion": "What rare categories are taken for",

@@ -1,6 +1,5 @@
 """Finished runs: what a training left in its output folder."""
 
-import json
 import pickle
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,13 +10,13 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from eql_d2 import run_folder
 from eql_d2.analysis.tables import Categories, Row
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.catalog import category_frequency, check_registered
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 
-AP_FILE = "per_category_ap.json"
 #: Columns of the per-category table, the one that a figure shows first.
 AP_COLUMNS = ("segm_AP", "bbox_AP")
 
@@ -45,15 +44,10 @@ class Run:
         Raises:
             InputError: if the folder or its config.yaml is missing or cannot be used.
         """
-        from eql_d2.engine.setup import choose_device, load_config  # the trainer imports this package
+        from eql_d2.engine.setup import choose_device  # the trainer imports this package
 
         folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"{folder}: there is no such folder; a run is an output folder of tools/train_net.py.")
-        config = folder / "config.yaml"
-        if not config.is_file():
-            raise InputError(f"{config}: there is no such file; a run is an output folder of tools/train_net.py.")
-        cfg = load_config(str(config))
+        cfg = run_folder.run_config(folder)
         counts = folder / "category_frequency.json"
         if counts.is_file():
             cfg.MODEL.LONG_TAIL.FREQUENCY = str(counts)
@@ -112,7 +106,7 @@ class Run:
 
     def evaluations(self) -> List[str]:
         """Return the data sets that the run left per-category AP of."""
-        return sorted(path.parent.name for path in (self.folder / "inference").glob(f"*/{AP_FILE}"))
+        return sorted(path.parent.name for path in (self.folder / "inference").glob(f"*/{run_folder.AP_FILE}"))
 
     def evaluated_dataset(self, name: Optional[str] = None) -> str:
         """Return the data set whose AP to show: ``name`` if it was evaluated, else the one that was.
@@ -123,7 +117,7 @@ class Run:
         done = self.evaluations()
         if not done:
             raise InputError(
-                f"{self.folder / 'inference'} has no {AP_FILE} of a data set; evaluate the run: "
+                f"{self.folder / 'inference'} has no {run_folder.AP_FILE} of a data set; evaluate the run: "
                 f"tools/train_net.py --eval-only --config-file {self.folder / 'config.yaml'} "
                 f"MODEL.WEIGHTS {self.folder / self.weights}"
             )
@@ -136,15 +130,11 @@ class Run:
         Raises:
             InputError: if there are none for this data set.
         """
-        path = self.folder / "inference" / dataset / AP_FILE
-        if not path.is_file():
-            done = ", ".join(self.evaluations())
+        rows = run_folder.category_ap(self.folder, dataset)
+        if not rows:
+            path, done = self.folder / "inference" / dataset / run_folder.AP_FILE, ", ".join(self.evaluations())
             raise InputError(f"{path}: there is no such file; {self.name} was evaluated on {done or 'none'}.")
-        try:
-            rows = json.loads(path.read_text())
-            return sorted(rows, key=lambda row: row["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no table of evaluation ({error!r}).") from None
+        return rows
 
     def categories(self) -> Categories:
         """Return names and counts; the names are the labels' numbers where neither evaluation nor data set has them."""
@@ -169,7 +159,7 @@ def open_runs(
 
     Args:
         folders: one or more output folders.
-        names: one for each; the folders' own names if not given, with their parents' where two are equal.
+        names: one for each; see :func:`~eql_d2.run_folder.unique_names`.
         weights: name of the checkpoint in each folder.
         device: as ``MODEL.DEVICE``; that of each config if not given.
 
@@ -179,13 +169,8 @@ def open_runs(
     folders = [Path(folder) for folder in folders]
     if not folders:
         raise InputError("There is no run to analyse; name one or more output folders of tools/train_net.py.")
-    if names is None:
-        names = [folder.resolve().name for folder in folders]
-        if len(set(names)) < len(names):
-            names = [f"{folder.resolve().parent.name}/{folder.resolve().name}" for folder in folders]
-    if len(names) != len(folders) or len(set(names)) < len(names):
-        raise InputError(f"--names {' '.join(names)}: there must be {len(folders)} different names, one for each run.")
-    runs = [Run.open(folder, name, weights, device) for folder, name in zip(folders, names)]
+    named = zip(folders, run_folder.unique_names(folders, names))
+    runs = [Run.open(folder, name, weights, device) for folder, name in named]
     _check_comparable(runs)
     return runs
 

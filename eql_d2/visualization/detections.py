@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import msgspec
 import pycocotools.mask as mask_util
@@ -13,9 +13,6 @@ from eql_d2.data.records import Record
 from eql_d2.errors import InputError
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.objects import VisualObject, object_of_record
-
-#: What an evaluation writes to ``OUTPUT_DIR/inference/<data set>``.
-RESULTS_NAMES = ("lvis_instances_results.json", "coco_instances_results.json")
 
 
 class _Detection(msgspec.Struct, gc=False):
@@ -114,41 +111,3 @@ class Detections:
 def image_ids(dataset: AnnotatedSet) -> set:
     """Return the ids of all images of a data set."""
     return {record["image_id"] for record in dataset.records}
-
-
-def results_file(source: Path, dataset: str) -> Path:
-    """Return the results file that a path names: the file itself, or that of a run's folder.
-
-    Raises:
-        InputError: if there is none, naming the data sets that the run was evaluated on.
-    """
-    if source.is_file():
-        return source
-    if not source.is_dir():
-        raise InputError(f"{source}: there is no such results file or run folder.")
-    for name in RESULTS_NAMES:
-        if (source / "inference" / dataset / name).is_file():
-            return source / "inference" / dataset / name
-    there = sorted({path.parent.name for name in RESULTS_NAMES for path in source.glob(f"inference/*/{name}")})
-    hint = f"; it has results on {', '.join(there)}: choose one with --dataset" if there else "; evaluate the run first"
-    raise InputError(f"{source} has no {RESULTS_NAMES[0]} in inference/{dataset}{hint}.")
-
-
-def unique_names(sources: Sequence[Path], names: Optional[Sequence[str]] = None) -> List[str]:
-    """Return a name for each run or results file: those given, else as much of the end of its path as tells them apart.
-
-    Raises:
-        InputError: if names are given, but not one for each, or one twice.
-    """
-    if names:
-        if len(names) != len(sources):
-            raise InputError(f"--names has {len(names)} names for {len(sources)} runs; give one for each.")
-        if len(set(names)) < len(names):
-            raise InputError(f"--names {' '.join(names)}: the names must differ.")
-        return list(names)
-    parts = [Path(source).resolve().parts for source in sources]
-    for depth in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(part[-depth:]) for part in parts]
-        if len(set(found)) == len(found):
-            return found
-    raise InputError(f"{sources[0]} is given twice; a comparison needs different runs.")

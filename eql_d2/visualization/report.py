@@ -12,10 +12,11 @@ import numpy as np
 import eql_d2
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
+from eql_d2.run_folder import results_file
 from eql_d2.visualization.comparison import Choice, compare, sort_comparisons
 from eql_d2.visualization.curves import curves
 from eql_d2.visualization.dataset import AnnotatedSet
-from eql_d2.visualization.detections import Detections, results_file
+from eql_d2.visualization.detections import Detections
 from eql_d2.visualization.drawing import encode_jpeg
 from eql_d2.visualization.page import (
     Content,

@@ -6,9 +6,10 @@ from typing import Optional, Sequence
 
 from eql_d2.engine.setup import load_config
 from eql_d2.errors import InputError
+from eql_d2.run_folder import results_file, unique_names
 from eql_d2.visualization.comparison import Choice, ImageComparison, compare, shown_objects, sort_comparisons
 from eql_d2.visualization.dataset import AnnotatedSet
-from eql_d2.visualization.detections import Detections, results_file, unique_names
+from eql_d2.visualization.detections import Detections
 from eql_d2.visualization.gallery import Gallery
 from eql_d2.visualization.matching import match_image
 from eql_d2.visualization.page import Html

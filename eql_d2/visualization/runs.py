@@ -7,9 +7,8 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from detectron2.config import CfgNode
 
-from eql_d2.engine.setup import load_config
+from eql_d2 import run_folder
 from eql_d2.errors import InputError
-from eql_d2.visualization.detections import unique_names
 
 #: Metrics in percent by name, ``None`` where a group has no ground truth.
 Metrics = Dict[str, Optional[float]]
@@ -44,11 +43,8 @@ class Run:
         Raises:
             InputError: if it is no output folder of a training, or a file in it is damaged.
         """
-        config = folder / "config.yaml"
-        if not config.is_file():
-            raise InputError(f"{folder} has no config.yaml; a run is the OUTPUT_DIR of tools/train_net.py.")
-        cfg = load_config(str(config))
-        content = _read_json(folder / "results.json") or {}
+        cfg = run_folder.run_config(folder)
+        content = run_folder.read_json(folder / "results.json") or {}
         results = _by_dataset(content.get("results", {}), cfg.DATASETS.TEST)
         return cls(name, folder, cfg, _read_history(folder / "metrics.json"), results, content.get("experiment", {}))
 
@@ -57,7 +53,7 @@ class Run:
 
         Empty if the run was not evaluated on it.
         """
-        return _read_json(self.folder / "inference" / dataset / "per_category_ap.json") or []
+        return run_folder.category_ap(self.folder, dataset)
 
     def metric_keys(self) -> List[str]:
         """Return the names in :attr:`history`, sorted."""
@@ -69,8 +65,9 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path], names: Optional[Sequence[str]] = None) -> List[Run]:
-    """Read the folders of runs; see :class:`Run` and :func:`~eql_d2.visualization.detections.unique_names`."""
-    return [Run.read(Path(folder), name) for folder, name in zip(folders, unique_names(list(folders), names))]
+    """Read the folders of runs; see :class:`Run` and :func:`~eql_d2.run_folder.unique_names`."""
+    named = zip(folders, run_folder.unique_names(list(folders), names))
+    return [Run.read(Path(folder), name) for folder, name in named]
 
 
 def _by_dataset(results: Dict[str, Any], datasets: Sequence[str]) -> Dict[str, Dict[str, Metrics]]:
@@ -84,15 +81,6 @@ def _by_dataset(results: Dict[str, Any], datasets: Sequence[str]) -> Dict[str, D
         elif value:
             sorted_.setdefault(next(iter(datasets), "the test set"), {})[key] = value
     return sorted_
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not valid json ({error}); evaluate the run again.") from None
 
 
 def _read_history(path: Path) -> List[Dict[str, float]]:

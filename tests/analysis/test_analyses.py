@@ -157,7 +157,7 @@ def test_names_of_runs(lvis_folder):
 
 
 def test_contract():
-    assert next(iter(ANALYSES)) == "gradients" and len(ANALYSES) == 8
+    assert next(iter(ANALYSES)) == "gradients" and len(ANALYSES) == 9
     produced = Produced("ap", "title", "caption", Path("a.csv"), None, None)
     assert produced.csvs == []
 
@@ -177,7 +177,7 @@ def test_what_the_user_can_mend(lvis_folder):
         ([lvis_folder / "nowhere"], {}, "nowhere: there is no such folder"),
         ([lvis_folder / "images"], {}, r"config.yaml: there is no such file; a run is an output folder"),
         ([run], {"only": ["gradient"]}, "--only gradient: there is no such analysis; there are gradients, prob"),
-        ([run], {"names": ["a", "b"]}, "--names a b: there must be 1 different names"),
+        ([run], {"names": ["a", "b"]}, "--names has 2 names for 1 runs"),
         ([run, other], {}, r"NUM_CLASSES is 5 in .*run/config.yaml and 7 in .*other/config.yaml"),
         ([run], {"only": ["weights"]}, r"model_final.pth: there is no such file; has the training ended\?"),
         (

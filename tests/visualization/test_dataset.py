@@ -5,8 +5,9 @@ import json
 import pytest
 
 from eql_d2.errors import InputError
+from eql_d2.run_folder import results_file, unique_names
 from eql_d2.visualization.dataset import AnnotatedSet
-from eql_d2.visualization.detections import Detections, results_file, unique_names
+from eql_d2.visualization.detections import Detections
 from tests.visualization.helpers import detection
 
 

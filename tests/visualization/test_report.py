@@ -88,7 +88,7 @@ def test_what_cannot_be_shown_is_said(runs, tmp_path, capsys):
 
 
 def test_what_is_no_run_is_refused(runs, tmp_path):
-    with pytest.raises(InputError, match=r"no config\.yaml; a run is the OUTPUT_DIR"):
+    with pytest.raises(InputError, match=r"config\.yaml: there is no such file; a run is an output folder"):
         report([tmp_path], tmp_path / "report.html")
     (runs[0] / "results.json").write_text("{")
     with pytest.raises(InputError, match=r"results\.json is not valid json"):
