@@ -81,3 +81,7 @@ def test_a_table_is_run_killed_resumed_and_reported(place):
 
     printed, _ = reproduce(place, "report").communicate(timeout=300)
     assert "| softmax | 1 |" in printed and "| broken | 0 | failed |" in printed and "broken failed: error:" in printed
+
+    figure = place / "small.png"
+    plotted = reproduce(place, "plot", "--metrics", "bbox/AP", "--baseline", "softmax", "--output", str(figure))
+    assert plotted.communicate(timeout=300)[0] == "" and figure.read_bytes().startswith(b"\x89PNG")

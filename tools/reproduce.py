@@ -5,7 +5,8 @@
     python tools/reproduce.py run TABLE [--jobs N] [--gpus-per-job N] [--only ROW ...] [--dry-run]
     python tools/reproduce.py run TABLE --launcher submitit --gpus-per-job 8 --slurm slurm_partition=gpu
     python tools/reproduce.py status TABLE
-    python tools/reproduce.py report TABLE --format markdown|csv|latex|html [--output FILE]
+    python tools/reproduce.py report TABLE --format markdown|csv|latex|html [--baseline ROW] [--output FILE]
+    python tools/reproduce.py plot TABLE --output FILE.png [--metrics segm/AP bbox/AP-fixed]
 
 TABLE is a file of configs/tables without its suffix, or the path of a YAML file. docs/reproduce.md describes both.
 """
@@ -19,6 +20,7 @@ from eql_d2.errors import InputError, run_tool
 from eql_d2.experiments import reproduce
 from eql_d2.experiments.comparison import collect
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
+from eql_d2.experiments.plot import plot_table
 from eql_d2.experiments.spec import load_table, table_names
 from eql_d2.experiments.table_report import FORMATS, format_report
 from eql_d2.files import write_whole
@@ -49,7 +51,12 @@ def parse_args() -> argparse.Namespace:
     commands.add_parser("status", parents=[shared], help="one line for each run")
     report = commands.add_parser("report", parents=[shared], help="print the table")
     report.add_argument("--format", choices=FORMATS, default="markdown")
+    report.add_argument("--baseline", metavar="ROW", help="of all rows, in the place of each paper's own")
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
+    plot = commands.add_parser("plot", parents=[shared], help="draw the table")
+    plot.add_argument("--metrics", nargs="+", metavar="METRIC", help="a panel for each; default: first and last AP")
+    plot.add_argument("--baseline", metavar="ROW", help="of all rows, in the place of each paper's own")
+    plot.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
     return parser.parse_args()
 
 
@@ -77,13 +84,15 @@ def main() -> int:
     args.results, args.runs = args.results.resolve(), args.runs.resolve()
     if args.command == "status":
         print("\n".join(reproduce.status_lines(table, args.runs, args.results)))
-    elif args.command == "report":
-        errors = reproduce.last_errors(table, args.runs)
-        text = format_report(table, collect(table, args.results, errors), args.format)
-        if args.output is None:
-            print(text, end="")
+    elif args.command in ("report", "plot"):
+        table = table.against(args.baseline) if args.baseline else table
+        lines = collect(table, args.results, reproduce.last_errors(table, args.runs))
+        if args.command == "plot":
+            plot_table(table, lines, args.output, args.metrics)
+        elif args.output is None:
+            print(format_report(table, lines, args.format), end="")
         else:
-            write_whole(args.output, text)
+            write_whole(args.output, format_report(table, lines, args.format))
     elif args.dry_run:
         print("\n".join(reproduce.dry_run(table, args.runs, args.gpus_per_job, args.only)))
     else:

@@ -127,6 +127,17 @@ class Table:
         opts = (*row.opts, *self.fixed_opts)
         return replace(row, name=f"{row.name}{FIXED}", opts=opts, start=start, action="evaluate")
 
+    def against(self, baseline: str) -> "Table":
+        """Return the table with one row as the baseline of all.
+
+        Raises:
+            InputError: if there is no such row.
+        """
+        names = [row.name for row in self.rows]
+        if baseline not in names:
+            raise InputError(f"--baseline {baseline}: {self.name} has no such row; there are {', '.join(names)}.")
+        return replace(self, rows=tuple(replace(row, baseline=baseline) for row in self.rows))
+
 
 def table_names(folder: Path = TABLES) -> List[str]:
     """Return the names of all specifications, sorted; those that start with ``Base-`` are left out."""
