@@ -15,7 +15,8 @@ RESULTS = ROOT / "docs" / "results"
 def test_page_is_what_the_report_prints(page, monkeypatch, tmp_path):
     # Without the data: another version of NumPy may have drawn it differently on this machine.
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    table = load_table(page.stem)
+    name, _, baseline = page.stem.partition("_against_")
+    table = load_table(name).against(baseline) if baseline else load_table(name)
     printed = to_markdown(table, collect(table, RESULTS / "mini.jsonl"))
     numbers = [line for line in printed.splitlines() if line.startswith("|")]
     assert numbers == [line for line in page.read_text().splitlines() if line.startswith("|")]
