@@ -69,7 +69,8 @@ def execute(
     """Run the commands of a run, append its record to the results file if all went well.
 
     Called again after an interruption it goes on at the last checkpoint. Two processes never work on the same run: the
-    lock is inherited by the training itself, so it holds as long as any of them lives.
+    lock is inherited by the training itself, so it holds as long as any of them lives. What another one has finished
+    in the meantime is not done again.
 
     Args:
         run: what to do.
@@ -87,6 +88,8 @@ def execute(
     with open(run.folder / LOCK_FILE, "a") as lock:
         if not _lock(lock):
             return {"status": BUSY}
+        if is_recorded(run, read_records(results_file)):
+            return {"status": FINISHED}
         start = functools.partial(_start, environment=environment or {}, lock=lock.fileno())
         return _execute(run, results_file, run.commands(num_gpus), start, tidy, processes or Processes())
 
@@ -194,6 +197,12 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
             if isinstance(record, dict) and "config_digest" in record:
                 records.append(record)
     return records
+
+
+def is_recorded(run: Run, records: Sequence[Dict[str, Any]]) -> bool:
+    """Return whether a run is in the results file and, if it is a training, its weights are there."""
+    known = any(record["key"] == run.key for record in records)
+    return known and (run.row.action == "evaluate" or Path(run.weights).is_file())
 
 
 def status_of(run: Run) -> Dict[str, Any]:

@@ -10,7 +10,16 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 from eql_d2.data.builtin import data_root
 from eql_d2.data.mini import generate_mini_dataset
 from eql_d2.errors import InputError
-from eql_d2.experiments.execution import FAILED, FINISHED, INTERRUPTED, NOT_RUN, read_records, status_of
+from eql_d2.experiments.execution import (
+    BUSY,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    NOT_RUN,
+    is_locked,
+    read_records,
+    status_of,
+)
 from eql_d2.experiments.launchers import Launcher
 from eql_d2.experiments.runs import Run, code_digest, runs_of
 from eql_d2.experiments.spec import FIXED, Table
@@ -40,7 +49,7 @@ def run_table(
     """Run what has not finished yet, in an order in which every run finds the weights that it starts from.
 
     A run that fails does not stop the others, but those that start from it. A run that another process works on is
-    left to it.
+    left to it, and waited for: several calls share the work.
 
     Args:
         table: what to run.
@@ -66,24 +75,32 @@ def run_table(
     report(f"{table.name}: {skipped} of {skipped + len(waiting)} runs have finished, {len(waiting)} to go.")
     active: Dict[str, Tuple[Run, object]] = {}
     unfinished: Dict[str, str] = {}
+    elsewhere: Set[str] = set()  # runs that another process works on, or did
     try:
         while waiting or active:
             waiting = _drop_orphans(waiting, unfinished, report)
             for run in [run for run in waiting if run.parent is None or run.parent.name in finished]:
                 if launcher.slots and len(active) >= launcher.slots:
                     break
+                if is_locked(run.folder):
+                    if run.name not in elsewhere:
+                        elsewhere.add(run.name)
+                        report(f"{_clock()} wait  {run.name}: another process works on it")
+                    continue
                 waiting.remove(run)
                 report(f"{_clock()} start {run.name}: {run.folder}")
                 active[run.name] = (run, launcher.submit(run))
-            time.sleep(min(period, 0.1) if not active else period)
+            time.sleep(period if active or elsewhere else min(period, 0.1))
             for run, job in [pair for pair in active.values() if pair[1].done()]:
                 del active[run.name]
                 outcome = _outcome(job)
                 if outcome["status"] == FINISHED:
                     finished.add(run.name)
                     report(f"{_clock()} done  {run.name} ({len(waiting) + len(active)} to go)")
+                elif outcome["status"] == BUSY:  # it was started elsewhere between the look and the start
+                    waiting.append(run)
                 else:
-                    unfinished[run.name] = outcome.get("error") or "another process works on it"
+                    unfinished[run.name] = outcome["error"]
                     report(f"{_clock()} {outcome['status']:5} {run.name}: {unfinished[run.name]}")
     finally:
         launcher.close()

@@ -8,7 +8,8 @@ import yaml
 from eql_d2.experiments import runs, spec
 from tests.conftest import make_lvis_json
 
-#: In the place of tools/train_net.py: does what the config override SOLVER.MAX_ITER says. 13 fails, 17 waits for ever.
+#: In the place of tools/train_net.py: does what the config override SOLVER.MAX_ITER says. 13 fails, 17 waits for ever,
+#: 21 takes a second.
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
@@ -19,6 +20,8 @@ if value("SOLVER.MAX_ITER") == "13":
     sys.exit("error: SOLVER.MAX_ITER is 13; that is unlucky.")
 while value("SOLVER.MAX_ITER") == "17":
     time.sleep(0.05)
+if value("SOLVER.MAX_ITER") == "21":
+    time.sleep(1)
 weights = value("MODEL.WEIGHTS")
 if weights:
     assert Path(weights).is_file(), weights

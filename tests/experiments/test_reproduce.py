@@ -188,6 +188,34 @@ def test_a_run_is_executed_by_one_process_at_a_time(place, write_table):
     assert status_of(run)["status"] == "interrupted"
 
 
+def test_two_commands_share_the_work(place, write_table, run_all):
+    """The second waits for what the first works on, goes on with what starts from it, and does nothing twice."""
+    table = write_table([dict(ROWS[0], opts=[*ROWS[0]["opts"], "SOLVER.MAX_ITER", 21]), ROWS[1]])
+    first = runs_of(table, place / "runs")["first", 0]
+    outcome = {}
+    thread = threading.Thread(target=lambda: outcome.update(execute(first, place / "results.jsonl")))
+    thread.start()
+    while not is_locked(first.folder):
+        time.sleep(0.01)
+    failed, lines = run_all(table)
+    thread.join(timeout=20)
+    assert outcome == {"status": "finished"} and not failed
+    assert sum("wait  first (seed 0): another process works on it" in line for line in lines) == 1
+    assert any("done  second (seed 0)" in line for line in lines)
+    assert (first.folder / "calls.txt").read_text().count("\n") == 1
+    assert sorted(record["name"] for record in read_records(place / "results.jsonl")) == ["first", "second"]
+
+
+def test_what_is_recorded_is_done_again_only_for_its_weights(place, write_table):
+    run = runs_of(write_table(ROWS), place / "runs")["first", 0]
+    for calls in (1, 1):
+        assert execute(run, place / "results.jsonl") == {"status": "finished"}
+        assert (run.folder / "calls.txt").read_text().count("\n") == calls
+    (run.folder / "model_final.pth").unlink()
+    assert execute(run, place / "results.jsonl") == {"status": "finished"}
+    assert (run.folder / "calls.txt").read_text().count("\n") == 2 and (run.folder / "model_final.pth").is_file()
+
+
 def _pid_of(run) -> int:
     for _ in range(200):
         found = subprocess.run(["pgrep", "-f", str(run.folder)], capture_output=True, text=True).stdout.split()
