@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from eql_d2.analysis.figures import bar_style, group_labels, nan_tensor, panels, save, style
+from eql_d2.analysis.figures import AP_TITLES, bar_style, capitalized, group_labels, nan_tensor, panels, save, style
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.runs import AP_COLUMNS, Run
 from eql_d2.analysis.tables import Categories, Row
@@ -15,7 +15,6 @@ from eql_d2.evaluation.report import GROUP_NAMES
 
 #: Categories that gained most, and as many that lost most, in the table of changes.
 MOST_CHANGED = 10
-_TITLES = {"segm_AP": "mask AP", "bbox_AP": "box AP"}
 
 
 def read_ap(runs: Sequence[Run], dataset: Optional[str], categories: Categories) -> Dict[str, Any]:
@@ -110,6 +109,7 @@ def ap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: Optio
     """AP against training images with the means of the groups, and the categories that changed most."""
     read = read_ap(runs, dataset, categories)
     column = next(iter(read["ap"]))
+    title = AP_TITLES[column.split("_")[0]]
     rows, groups = category_rows(read["ap"], categories), group_rows(read["ap"], categories)
     changes = change_rows(rows, column)
     figure, axes = panels(3 if changes else 2)
@@ -121,16 +121,16 @@ def ap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: Optio
     axes[0, 0].set_xlabel("training images of the category")
     _bars(axes[0, 1], groups, column)
     for panel in axes[0, :2]:
-        panel.set_ylabel(_TITLES[column])
+        panel.set_ylabel(title)
         panel.grid(alpha=0.3, axis="y")
         panel.legend(loc="best", fontsize=8)
     if changes:
         shown = changes[-1]["run"]
         _changes(axes[0, 2], [row for row in changes if row["run"] == shown])
-        axes[0, 2].set_xlabel(f"change of {_TITLES[column]}, {shown} against {runs[0].name}", fontsize=8)
+        axes[0, 2].set_xlabel(f"change of {title}, {shown} against {runs[0].name}", fontsize=8)
     return write_tables(
         "ap",
-        f"{_TITLES[column][0].upper()}{_TITLES[column][1:]} of each category on {read['dataset']} against its training "
+        f"{capitalized(title)} of each category on {read['dataset']} against its training "
         f"images; bars are group means over the categories with ground truth, whose number is above."
         + (f" Right: the categories that gained and lost most against {runs[0].name}." if changes else ""),
         folder,

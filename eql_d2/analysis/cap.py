@@ -1,26 +1,27 @@
 """AP under rising caps on the detections of an image: whether a method detects better or only ranks differently."""
 
+import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from detectron2.data import MetadataCatalog
 
-from eql_d2.analysis.figures import group_labels, panels, save, style
+from eql_d2.analysis.figures import AP_TITLES, capitalized, group_labels, panels, save, style
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.runs import Run
 from eql_d2.analysis.tables import Categories, Row
+from eql_d2.data.registration import open_table
+from eql_d2.evaluation.backends import evaluate_results
 from eql_d2.evaluation.report import GROUP_NAMES
 from eql_d2.run_folder import results_file
 
 FIXED = "fixed"
-_SMALLEST = 10
-_TITLES = {"segm": "mask AP", "bbox": "box AP"}
 
 
 def caps(detections_per_image: int) -> List[int]:
     """Return the caps to evaluate: 10, 20, 50, 100, ... below ``detections_per_image``, and that."""
     steps = (factor * 10**power for power in range(1, 10) for factor in (1, 2, 5))
-    return [cap for cap in steps if _SMALLEST <= cap < detections_per_image] + [detections_per_image]
+    return [cap for cap in steps if cap < detections_per_image] + [detections_per_image]
 
 
 def cap_rows(run: Run, dataset: str, iou_type: str) -> List[Row]:
@@ -39,9 +40,6 @@ def cap_rows(run: Run, dataset: str, iou_type: str) -> List[Row]:
     Raises:
         InputError: if detections or annotations are missing, or do not fit each other.
     """
-    from eql_d2.data.registration import open_table
-    from eql_d2.evaluation.backends import evaluate_results
-
     metadata = MetadataCatalog.get(dataset)
     labels = open_table(metadata.json_file).contiguous_ids
     options: Dict[str, Any] = {
@@ -59,7 +57,7 @@ def cap_rows(run: Run, dataset: str, iou_type: str) -> List[Row]:
     for cap, setting in settings:
         metrics = evaluate_results(**options, **setting).metrics
         values = {name: metrics[name] for name in ("AP", "APr", "APc", "APf")}
-        percent = {name: 100 * value if value == value else None for name, value in values.items()}
+        percent = {name: None if math.isnan(value) else 100 * value for name, value in values.items()}
         rows.append({"run": run.name, "iou_type": iou_type, "cap": cap, **percent})
     return rows
 
@@ -79,14 +77,13 @@ def ap_cap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: O
             _draw(panel, [row for row in rows if row["run"] == run.name], column, last, style(index))
         _label(panel, last, any(row["cap"] == FIXED for row in rows))
         panel.set_title("all categories" if column == "AP" else GROUP_NAMES[column[-1]], fontsize=9)
-        panel.set_ylabel(_TITLES[iou_type])
+        panel.set_ylabel(AP_TITLES[iou_type])
     axes[0, 0].legend(loc="best", fontsize=8)
     of_what = "of each image and class" if MetadataCatalog.get(name).evaluator_type == "coco" else "of each image"
-    title = _TITLES[iou_type]
     caption = (
-        f"{title[0].upper()}{title[1:]} on {name} against the number of detections {of_what} that count. Where the "
-        f"lines of two runs meet as the cap rises, they detect equally well and rank the detections of different "
-        f"categories differently."
+        f"{capitalized(AP_TITLES[iou_type])} on {name} against the number of detections {of_what} that count. "
+        f"Where the lines of two runs meet as the cap rises, they detect equally well and rank the detections of "
+        f"different categories differently."
     )
     return write_tables("ap-cap", caption, folder, {"ap_cap": rows}, save(figure, folder, "ap_cap"))
 

@@ -21,6 +21,8 @@ STYLES: Sequence[Dict[str, Any]] = (
     {"color": "#56B4E9", "linestyle": (0, (1, 3)), "marker": "P"},
 )
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "oooo")
+#: What the axes call AP of each IoU type.
+AP_TITLES = {"segm": "mask AP", "bbox": "box AP"}
 #: Categories from which a line is a running mean, and points on it.
 MANY_CATEGORIES = 100
 
@@ -131,6 +133,11 @@ def _mark_groups(axes, categories: Categories, order: Tensor) -> None:
         middle = (start + end - 1) / 2
         text = GROUP_NAMES[letters[start]]
         axes.text(middle, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+
+
+def capitalized(text: str) -> str:
+    """Return a text with a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def group_labels(categories: Categories) -> List[str]:

@@ -67,13 +67,13 @@ def table_figure(table: Table, lines: Sequence[Line], metrics: Sequence[str]) ->
     figure, axes = panels(len(metrics), width=2.2 + 4.8 / len(metrics), height=1.0 + _ROW_HEIGHT * len(shown))
     places = [-index for index in range(len(shown))]
     color = STYLES[0]["color"]
+    reference = _baseline(lines)
     for panel, metric in zip(axes[0], metrics):
         for place, line in zip(places, shown):
             cell = line.cells[metric]
             face = color if cell.supported else "none"
             panel.plot(cell.values, [place] * len(cell.values), "o", markersize=5, color=color, markerfacecolor=face)
             panel.plot([cell.mean], [place], "|", markersize=11, color="black")
-        reference = _baseline(lines)
         if reference is not None and reference.cells[metric].values:
             panel.axvline(reference.cells[metric].mean, color="black", linewidth=0.8, linestyle=":")
         kind, name = metric.split("/")
