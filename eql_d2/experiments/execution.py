@@ -263,9 +263,11 @@ def describe_machine() -> Dict[str, Any]:
 
 
 def current_commit() -> Optional[str]:
-    """Return the git commit of this checkout, ``None`` where there is none."""
+    """Return the git commit of this checkout, with "-dirty" if files differ from it; ``None`` where there is none."""
     with contextlib.suppress(OSError):
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        # No tag matches the empty pattern, so what is printed is the commit and never a tag's name.
+        command = ["git", "describe", "--match=", "--always", "--abbrev=40", "--dirty"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if not done.returncode:
             return done.stdout.strip()
     return None

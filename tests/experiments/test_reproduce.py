@@ -335,3 +335,22 @@ def test_locks_are_of_this_process_until_it_ends(tmp_path):
         assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
     assert reproduce.RESULTS.name == "results.jsonl"
+
+
+def test_the_commit_says_when_files_differ_from_it(monkeypatch, tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setattr(execution, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert execution.current_commit() is None
+    git("init", "-q")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-q", "-m", "One")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD").strip()
+    assert execution.current_commit() == commit
+    (tmp_path / "file").write_text("two")
+    assert execution.current_commit() == f"{commit}-dirty"
