@@ -96,7 +96,7 @@ def run_jobs(
     waiting = [job for job in jobs if job.results is None]
     running: Dict[subprocess.Popen, Job] = {}
     failed: List[str] = []
-    threads = max(1, (os.cpu_count() or 1) // max(1, min(parallel, len(waiting) or 1)))
+    threads = threads_per_job(min(parallel, len(waiting)))
     last_report = time.monotonic()
     try:
         while waiting or running:
@@ -118,9 +118,25 @@ def run_jobs(
         raise InputError("; ".join(failed))
 
 
-def _start(job: Job, threads: int) -> subprocess.Popen:
+def threads_per_job(jobs: int) -> str:
+    """Return ``OMP_NUM_THREADS`` for jobs that run side by side: an equal share of the cores, and no more than is set.
+
+    More threads than cores wait for each other, which makes a training many times slower; who shares the machine with
+    others sets the variable.
+
+    Args:
+        jobs: how many run at a time.
+    """
+    # What this process may use, where the system says so: a cluster's job has a few cores of a large machine.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // max(1, jobs))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return str(min(share, int(given)) if given.isdecimal() and int(given) else share)
+
+
+def _start(job: Job, threads: str) -> subprocess.Popen:
     job.output_dir.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **job.environment}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, **job.environment}
     with open(job.output_dir / "console.txt", "ab") as console:
         return subprocess.Popen(job.command(), stdout=console, stderr=subprocess.STDOUT, env=environment)
 

@@ -11,6 +11,7 @@ import torch
 
 from eql_d2.errors import InputError
 from eql_d2.experiments.execution import Processes, execute
+from eql_d2.experiments.jobs import threads_per_job
 from eql_d2.experiments.runs import Run
 
 
@@ -69,7 +70,7 @@ class LocalLauncher:
                 self._free.append(slot)
 
     def _environment(self, slot: int) -> Dict[str, str]:
-        threads = str(max(1, (os.cpu_count() or 1) // self.slots))
+        threads = threads_per_job(self.slots)
         if not self._gpus_per_job:
             return {"OMP_NUM_THREADS": threads}
         first = slot * self._gpus_per_job

@@ -3,7 +3,9 @@
 import json
 import os
 
-from eql_d2.experiments.jobs import Job
+import pytest
+
+from eql_d2.experiments.jobs import Job, threads_per_job
 
 
 def test_metrics_of_an_evaluation_in_between_are_no_finished_run(tmp_path):
@@ -16,3 +18,15 @@ def test_metrics_of_an_evaluation_in_between_are_no_finished_run(tmp_path):
     assert job.results is None  # the weights are newer than the metrics
     (tmp_path / "results.json").write_text(json.dumps({"results": {"bbox": {"AP": 4.0}}}))
     assert job.results["results"]["bbox"]["AP"] == 4.0
+
+
+@pytest.mark.parametrize(
+    "given, jobs, expected",
+    [(None, 1, "8"), (None, 3, "2"), (None, 20, "1"), ("1", 2, "1"), ("16", 2, "4"), ("many", 2, "4"), ("0", 2, "4")],
+)
+def test_jobs_share_the_cores_and_keep_to_what_is_set(monkeypatch, given, jobs, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads_per_job(jobs) == expected
