@@ -121,8 +121,7 @@ def run_jobs(
 def threads_per_job(jobs: int) -> str:
     """Return ``OMP_NUM_THREADS`` for jobs that run side by side: an equal share of the cores, and no more than is set.
 
-    More threads than cores wait for each other, which makes a training many times slower; who shares the machine with
-    others sets the variable.
+    More threads than cores wait for each other; who shares the machine with others sets the variable.
 
     Args:
         jobs: how many run at a time.

@@ -2,10 +2,12 @@
 
 import json
 import os
+import sys
 
 import pytest
 
-from eql_d2.experiments.jobs import Job, threads_per_job
+from eql_d2.errors import InputError
+from eql_d2.experiments.jobs import Job, run_jobs, threads_per_job
 
 
 def test_metrics_of_an_evaluation_in_between_are_no_finished_run(tmp_path):
@@ -30,3 +32,16 @@ def test_jobs_share_the_cores_and_keep_to_what_is_set(monkeypatch, given, jobs, 
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert threads_per_job(jobs) == expected
+
+
+def test_a_job_is_started_with_its_share_of_the_cores(monkeypatch, tmp_path):
+    class Printing(Job):
+        def command(self):
+            return [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS']); raise SystemExit(1)"]
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    jobs = [Printing(str(i), tmp_path / "config.yaml", tmp_path / str(i)) for i in range(2)]
+    with pytest.raises(InputError):
+        run_jobs(jobs, 2)
+    assert [(job.output_dir / "console.txt").read_text() for job in jobs] == ["3\n", "3\n"]

@@ -328,6 +328,15 @@ def test_local_launcher_gives_each_job_its_gpus(monkeypatch, tmp_path):
         LocalLauncher(tmp_path / "r.jsonl", jobs=3, gpus_per_job=4)
 
 
+def test_local_launcher_shares_the_cores_and_keeps_to_what_is_set(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launcher = LocalLauncher(tmp_path / "r.jsonl", jobs=2)
+    assert launcher._environment(1) == {"OMP_NUM_THREADS": "4"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launcher._environment(1) == {"OMP_NUM_THREADS": "1"}
+
+
 def test_locks_are_of_this_process_until_it_ends(tmp_path):
     assert not is_locked(tmp_path)
     with open(tmp_path / execution.LOCK_FILE, "a") as lock:
