@@ -28,8 +28,8 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 import eql_d2.modeling  # noqa: F401
+from eql_d2.config import load_config
 from eql_d2.data.frequency import CategoryFrequency
-from eql_d2.engine import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 #: name: config, (height, width), images per step

@@ -9,7 +9,7 @@ import cv2
 import tqdm
 
 from eql_d2 import Predictor
-from eql_d2.engine import load_config
+from eql_d2.config import load_config
 from eql_d2.errors import InputError, run_tool
 from eql_d2.evaluation.instances import instances_to_results
 

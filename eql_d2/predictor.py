@@ -13,9 +13,9 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
 import eql_d2.modeling  # noqa: F401  (registers the model)
+from eql_d2.config import choose_device, load_config
 from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.checkpoint import LongTailCheckpointer
-from eql_d2.engine.setup import choose_device, load_config
 from eql_d2.errors import InputError
 
 
@@ -52,9 +52,7 @@ class Predictor:
         self.batch_size = batch_size
         self.model = build_model(cfg).eval()
         LongTailCheckpointer(self.model, require_classifier=True).load(cfg.MODEL.WEIGHTS)
-        self.resize = ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
-        )
+        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
         self.metadata = MetadataCatalog.get((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN, "__unused")[0])
 
     @property

@@ -19,7 +19,7 @@ def run_config(folder: Path) -> CfgNode:
     Raises:
         InputError: if the folder or the file is missing, or a key in it cannot be used.
     """
-    from eql_d2.engine.setup import load_config  # the trainer imports what imports this module
+    from eql_d2.config import load_config
 
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; a run is an output folder of tools/train_net.py.")

@@ -8,9 +8,8 @@ import torch
 from detectron2.modeling import build_model
 
 import eql_d2.modeling  # noqa: F401
-from eql_d2.config import get_cfg
+from eql_d2.config import get_cfg, load_config
 from eql_d2.data.frequency import CategoryFrequency
-from eql_d2.engine import load_config
 from eql_d2.engine.trainer import describe_experiment
 from eql_d2.experiments.model_zoo import leaves
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics

@@ -7,8 +7,7 @@ import sys
 import pytest
 import yaml
 
-from eql_d2.config import get_cfg
-from eql_d2.engine import load_config
+from eql_d2.config import get_cfg, load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments import model_zoo
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY

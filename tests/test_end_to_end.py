@@ -10,7 +10,7 @@ import cv2
 import pytest
 import torch
 
-from eql_d2.data.mini import generate_mini_dataset
+from eql_d2.mini.generate import generate_mini_dataset
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.end_to_end

@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from eql_d2.data.mini import generate_mini_dataset
+from eql_d2.mini.generate import generate_mini_dataset
 from tests.conftest import ROOT
 from tests.test_end_to_end import SMALL
 

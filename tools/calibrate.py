@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write the statistics of a trained model's logits, for MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS.
 
-    tools/calibrate.py --config-file CONFIG [--output FILE] [--dataset NAME] [--max-images N] MODEL.WEIGHTS FILE
+tools/calibrate.py --config-file CONFIG [--output FILE] [--dataset NAME] [--max-images N] MODEL.WEIGHTS FILE
 """
 
 from eql_d2.engine import launch, setup

@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from eql_d2.data.mini import MiniParameters, generate_mini_dataset, lvis_statistics
 from eql_d2.errors import run_tool
+from eql_d2.mini.generate import MiniParameters, generate_mini_dataset, lvis_statistics
 
 
 def parse_args() -> argparse.Namespace:

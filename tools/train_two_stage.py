@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a detector, then its classifier alone; the same command again goes on in the stage that was interrupted.
 
-    tools/train_two_stage.py --stage1 CONFIG --stage2 CONFIG [flags of tools/train_net.py] [KEY VALUE ...]
+tools/train_two_stage.py --stage1 CONFIG --stage2 CONFIG [flags of tools/train_net.py] [KEY VALUE ...]
 """
 
 from eql_d2.engine import launch

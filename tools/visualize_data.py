@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Draw the ground truth of a data set: pictures and HTML pages, with the image-level labels under each picture.
 
-    python tools/visualize_data.py --dataset lvis_v0.5_val --only rare --output output/look
-    python tools/visualize_data.py --config-file configs/mini/eql.yaml --source dataloader --output output/look
-    python tools/visualize_data.py --annotations mine/train.json --images mine/images --output output/look
+python tools/visualize_data.py --dataset lvis_v0.5_val --only rare --output output/look
+python tools/visualize_data.py --config-file configs/mini/eql.yaml --source dataloader --output output/look
+python tools/visualize_data.py --annotations mine/train.json --images mine/images --output output/look
 """
 
 import argparse

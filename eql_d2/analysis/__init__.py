@@ -4,7 +4,7 @@
 """
 
 from eql_d2.analysis.analyses import analyze
-from eql_d2.analysis.hook import GradientHook
 from eql_d2.analysis.produced import ANALYSES, Produced
+from eql_d2.engine.gradient_hook import GradientHook
 
 __all__ = ["ANALYSES", "GradientHook", "Produced", "analyze"]

@@ -6,18 +6,19 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from eql_d2.analysis.figures import AP_TITLES, bar_style, capitalized, group_labels, nan_tensor, panels, save, style
+from eql_d2.analysis.figures import AP_TITLES, capitalized, group_labels, nan_tensor
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.runs import AP_COLUMNS, Run
-from eql_d2.analysis.tables import Categories, Row
+from eql_d2.data.categories import CategoryRow, CategoryTable
+from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.errors import InputError
-from eql_d2.evaluation.report import GROUP_NAMES
+from eql_d2.plotting import bar_style, panels, save, style
 
-#: Categories that gained most, and as many that lost most, in the table of changes.
+#: CategoryTable that gained most, and as many that lost most, in the table of changes.
 MOST_CHANGED = 10
 
 
-def read_ap(runs: Sequence[Run], dataset: Optional[str], categories: Categories) -> Dict[str, Any]:
+def read_ap(runs: Sequence[Run], dataset: Optional[str], categories: CategoryTable) -> Dict[str, Any]:
     """Return the AP that evaluation wrote.
 
     Args:
@@ -51,7 +52,7 @@ def read_ap(runs: Sequence[Run], dataset: Optional[str], categories: Categories)
     return {"dataset": dataset, "ap": ap}
 
 
-def category_rows(ap: Dict[str, Dict[str, Any]], categories: Categories) -> List[Row]:
+def category_rows(ap: Dict[str, Dict[str, Any]], categories: CategoryTable) -> List[CategoryRow]:
     """Return one row for each run and category: AP in percent, and its difference to the first run's."""
     rows = []
     for name in next(iter(ap.values())):
@@ -65,13 +66,13 @@ def category_rows(ap: Dict[str, Dict[str, Any]], categories: Categories) -> List
     return rows
 
 
-def group_rows(ap: Dict[str, Dict[str, Any]], categories: Categories) -> List[Row]:
+def group_rows(ap: Dict[str, Dict[str, Any]], categories: CategoryTable) -> List[CategoryRow]:
     """Return one row for each run and group (and "all"): categories with ground truth, the mean of their AP."""
     rows = []
     letters = np.array(categories.frequency.groups)
     for name in next(iter(ap.values())):
         for group in [*group_labels(categories), "all"]:
-            row: Row = {"run": name, "group": group}
+            row: CategoryRow = {"run": name, "group": group}
             for column, by_run in ap.items():
                 values = by_run[name].numpy()
                 values = values[np.isfinite(values) & ((letters == group) | (group == "all"))]
@@ -81,7 +82,7 @@ def group_rows(ap: Dict[str, Dict[str, Any]], categories: Categories) -> List[Ro
     return rows
 
 
-def change_rows(rows: Sequence[Row], column: str) -> List[Row]:
+def change_rows(rows: Sequence[CategoryRow], column: str) -> List[CategoryRow]:
     """Return, for each run but the first, the categories whose AP gained most and lost most.
 
     Args:
@@ -105,7 +106,7 @@ def change_rows(rows: Sequence[Row], column: str) -> List[Row]:
     return [{k: v for k, v in row.items() if k != key} for row in found]
 
 
-def ap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: Optional[str] = None) -> Produced:
+def ap(runs: Sequence[Run], categories: CategoryTable, folder: Path, dataset: Optional[str] = None) -> Produced:
     """AP against training images with the means of the groups, and the categories that changed most."""
     read = read_ap(runs, dataset, categories)
     column = next(iter(read["ap"]))
@@ -139,7 +140,7 @@ def ap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: Optio
     )
 
 
-def _scatter(axes, rows: Sequence[Row], column: str, index: int) -> None:
+def _scatter(axes, rows: Sequence[CategoryRow], column: str, index: int) -> None:
     rows = [row for row in rows if row[column] is not None]
     look = style(index)
     # A category without images has no place on a logarithmic axis: it is drawn at 1/2.
@@ -150,7 +151,7 @@ def _scatter(axes, rows: Sequence[Row], column: str, index: int) -> None:
     axes.scatter(images, ap_values, s=18, marker=look["marker"], facecolors=face, edgecolors=look["color"], label=label)
 
 
-def _bars(axes, groups: Sequence[Row], column: str) -> None:
+def _bars(axes, groups: Sequence[CategoryRow], column: str) -> None:
     names, labels = (list(dict.fromkeys(row[key] for row in groups)) for key in ("run", "group"))
     width = 0.8 / len(names)
     for index, name in enumerate(names):
@@ -166,7 +167,7 @@ def _bars(axes, groups: Sequence[Row], column: str) -> None:
     axes.set_ylim(0, max(1.0, 1.15 * max((row[column] or 0.0 for row in groups), default=0.0)))
 
 
-def _changes(axes, rows: Sequence[Row]) -> None:
+def _changes(axes, rows: Sequence[CategoryRow]) -> None:
     places = -np.arange(len(rows))
     axes.barh(places, [max(row["change"], 0) for row in rows], **bar_style(0))
     axes.barh(places, [min(row["change"], 0) for row in rows], **bar_style(1))

@@ -6,13 +6,14 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from detectron2.data import MetadataCatalog
 
-from eql_d2.analysis.figures import AP_TITLES, capitalized, group_labels, panels, save, style
+from eql_d2.analysis.figures import AP_TITLES, capitalized, group_labels
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.runs import Run
-from eql_d2.analysis.tables import Categories, Row
+from eql_d2.data.categories import CategoryRow, CategoryTable
+from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.data.registration import open_table
 from eql_d2.evaluation.backends import evaluate_results
-from eql_d2.evaluation.report import GROUP_NAMES
+from eql_d2.plotting import panels, save, style
 from eql_d2.run_folder import results_file
 
 FIXED = "fixed"
@@ -24,7 +25,7 @@ def caps(detections_per_image: int) -> List[int]:
     return [cap for cap in steps if cap < detections_per_image] + [detections_per_image]
 
 
-def cap_rows(run: Run, dataset: str, iou_type: str) -> List[Row]:
+def cap_rows(run: Run, dataset: str, iou_type: str) -> List[CategoryRow]:
     """Evaluate the detections that a run left, under each cap.
 
     Args:
@@ -62,7 +63,7 @@ def cap_rows(run: Run, dataset: str, iou_type: str) -> List[Row]:
     return rows
 
 
-def ap_cap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: Optional[str] = None) -> Produced:
+def ap_cap(runs: Sequence[Run], categories: CategoryTable, folder: Path, dataset: Optional[str] = None) -> Produced:
     """AP of all categories and of each group against the cap on the detections of an image, and AP-fixed."""
     name = runs[0].evaluated_dataset(dataset)
     for run in runs:
@@ -88,7 +89,7 @@ def ap_cap(runs: Sequence[Run], categories: Categories, folder: Path, dataset: O
     return write_tables("ap-cap", caption, folder, {"ap_cap": rows}, save(figure, folder, "ap_cap"))
 
 
-def _draw(axes, rows: Sequence[Row], column: str, last: int, look: Dict[str, Any]) -> None:
+def _draw(axes, rows: Sequence[CategoryRow], column: str, last: int, look: Dict[str, Any]) -> None:
     rows = [row for row in rows if row[column] is not None]
     curve = [row for row in rows if row["cap"] != FIXED]
     label = rows[0]["run"] if rows else None

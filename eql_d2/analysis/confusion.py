@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from eql_d2.analysis.curves import pass_note
-from eql_d2.analysis.figures import panels, save
 from eql_d2.analysis.passes import Pass
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.runs import Run
-from eql_d2.analysis.tables import Categories, Row
-from eql_d2.data.frequency import GROUPS
-from eql_d2.evaluation.report import GROUP_NAMES
+from eql_d2.data.categories import CategoryRow, CategoryTable
+from eql_d2.data.groups import GROUP_NAMES, GROUPS
+from eql_d2.plotting import panels, save
 
 #: Predictions listed of each category.
 MOST_FREQUENT = 5
@@ -45,7 +44,7 @@ def group_confusion(confusion: Tensor, groups: Sequence[str]) -> Tensor:
     return torch.cat([own.unsqueeze(1), others], dim=1)
 
 
-def group_rows(run: str, matrix: Tensor, with_background: bool) -> List[Row]:
+def group_rows(run: str, matrix: Tensor, with_background: bool) -> List[CategoryRow]:
     """Return one row for each group of ground truth and kind of prediction: regions, and share of the group's."""
     rows = []
     for letter, counts in zip((*GROUPS, "background"), matrix.tolist()):
@@ -59,7 +58,7 @@ def group_rows(run: str, matrix: Tensor, with_background: bool) -> List[Row]:
     return rows
 
 
-def prediction_rows(run: str, confusion: Tensor, categories: Categories, kind: str) -> List[Row]:
+def prediction_rows(run: str, confusion: Tensor, categories: CategoryTable, kind: str) -> List[CategoryRow]:
     """Return the most frequent predictions of the regions of each category, the rarest category first.
 
     Args:
@@ -93,14 +92,14 @@ def prediction_rows(run: str, confusion: Tensor, categories: Categories, kind: s
     return rows
 
 
-def confusion(runs: Sequence[Run], passes: Sequence[Pass], categories: Categories, folder: Path) -> Produced:
+def confusion(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
     """What the proposals of each group and category are taken for.
 
     "with background": the highest of the K + 1 scores; "classes only": the highest of the K classes'. Losses without a
     background column give background to regions where no class reaches one half.
     """
-    groups: List[Row] = []
-    per_class: List[Row] = []
+    groups: List[CategoryRow] = []
+    per_class: List[CategoryRow] = []
     matrices: Dict[bool, List[Tensor]] = {True: [], False: []}
     for run, one in zip(runs, passes):
         first = one.statistics[0]

@@ -8,13 +8,15 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from eql_d2.analysis.figures import nan_tensor, panels, plot_by_category, save, smoothing_note
-from eql_d2.analysis.hook import TRAINING_CSV
+from eql_d2.analysis.figures import nan_tensor, plot_by_category, smoothing_note
 from eql_d2.analysis.passes import Pass
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.runs import Run
-from eql_d2.analysis.tables import Categories, Row, category_table, region_columns
+from eql_d2.data.categories import CategoryRow, CategoryTable
+from eql_d2.engine.gradient_hook import TRAINING_CSV
 from eql_d2.errors import InputError
+from eql_d2.modeling.regions import region_columns
+from eql_d2.plotting import panels, save
 
 #: Name of the classifier's weights in a checkpoint; a cascade has one for each stage.
 _CLASSIFIER = re.compile(r"(?:^|\.)box_predictor\.(?:(\d+)\.)?cls_score\.weight$")
@@ -31,21 +33,21 @@ def pass_note(passes: Sequence[Pass]) -> str:
 
 
 def _region_table(
-    runs: Sequence[Run], passes: Sequence[Pass], categories: Categories, columns: Sequence[str]
-) -> List[Row]:
-    rows: List[Row] = []
+    runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, columns: Sequence[str]
+) -> List[CategoryRow]:
+    rows: List[CategoryRow] = []
     for run, one in zip(runs, passes):
         for stage, statistics in enumerate(one.statistics):
             values = region_columns(statistics)
-            rows += category_table(categories, {c: values[c] for c in columns}, run=run.name, stage=stage)
+            rows += categories.rows({c: values[c] for c in columns}, run=run.name, stage=stage)
     return rows
 
 
-def gradients(runs: Sequence[Run], passes: Sequence[Pass], categories: Categories, folder: Path) -> Produced:
+def gradients(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
     """Mean gradient norm of positive and of negative samples (EQL, arXiv 2003.05176, Figure 1).
 
     One row for each run, stage and category: regions, and the mean L2 norm of the gradient of the category's classifier
-    weights, see :class:`~eql_d2.analysis.regions.RegionStatistics`.
+    weights, see :class:`~eql_d2.modeling.regions.RegionStatistics`.
     """
     kinds = ("positive", "negative")
     columns = ["positives", "negatives", *(f"{kind}_gradient_norm" for kind in kinds)]
@@ -63,7 +65,7 @@ def gradients(runs: Sequence[Run], passes: Sequence[Pass], categories: Categorie
     )
 
 
-def probabilities(runs: Sequence[Run], passes: Sequence[Pass], categories: Categories, folder: Path) -> Produced:
+def probabilities(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
     """Mean predicted probability of a category over its positive proposals (EQL, Figure 2)."""
     figure, axes = panels(1)
     series = [(run.name, one.statistics[0].means()["mean_probability"]) for run, one in zip(runs, passes)]
@@ -80,12 +82,13 @@ def probabilities(runs: Sequence[Run], passes: Sequence[Pass], categories: Categ
     )
 
 
-def gradient_ratio(runs: Sequence[Run], passes: Sequence[Pass], categories: Categories, folder: Path) -> Produced:
+def gradient_ratio(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
     """Accumulated gradient of positive over that of negative samples (EQL v2, arXiv 2012.08548, Figure 1).
 
     One row for each run, stage and category. ``gradient_ratio`` is of the pass, with the trained weights standing
     still. Of the first stage also ``logged_ratio``, accumulated during training by
-    :class:`~eql_d2.analysis.hook.GradientHook`, and ``loss_ratio``, that of a loss which keeps its own (EQL v2, EFL).
+    :class:`~eql_d2.engine.gradient_hook.GradientHook`, and ``loss_ratio``, that of a loss which keeps its own (EQL v2,
+    EFL).
     """
     rows, accumulated = [], []
     for place, (run, one) in enumerate(zip(runs, passes)):
@@ -96,7 +99,7 @@ def gradient_ratio(runs: Sequence[Run], passes: Sequence[Pass], categories: Cate
             empty = torch.full((len(categories),), float("nan"), dtype=torch.float64)
             for name, ratio in (("logged_ratio", logged), ("loss_ratio", one.state_ratio)):
                 columns[name] = empty if ratio is None or stage else ratio
-            rows += category_table(categories, columns, run=run.name, stage=stage)
+            rows += categories.rows(columns, run=run.name, stage=stage)
         if logged is not None or one.state_ratio is not None:
             accumulated.append((place, run.name, one.state_ratio if logged is None else logged))
     figure, axes = panels(2 if accumulated else 1)
@@ -164,13 +167,13 @@ def weight_norms(run: Run) -> List[Tensor]:
     return norms
 
 
-def weights(runs: Sequence[Run], categories: Categories, folder: Path) -> Produced:
+def weights(runs: Sequence[Run], categories: CategoryTable, folder: Path) -> Produced:
     """L2 norm of each category's classifier weights (BAGS, arXiv 2006.10408), from the checkpoints alone."""
-    rows: List[Row] = []
+    rows: List[CategoryRow] = []
     norms: Dict[str, List[Tensor]] = {run.name: weight_norms(run) for run in runs}
     for name, stages in norms.items():
         for stage, norm in enumerate(stages):
-            rows += category_table(categories, {"weight_norm": norm}, run=name, stage=stage)
+            rows += categories.rows({"weight_norm": norm}, run=name, stage=stage)
     figure, axes = panels(1)
     series = [(name, stages[0]) for name, stages in norms.items()]
     plot_by_category(axes[0, 0], series, categories, "L2 norm of the classifier's weights")

@@ -1,59 +1,19 @@
-"""Figures that can be told apart in black and white: every run has a marker, a line style and a hatch of its own."""
+"""What the figures of the analyses share: lines by category, with the groups marked."""
 
-from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eql_d2.analysis.tables import Categories
-from eql_d2.evaluation.report import GROUP_NAMES, save_figure
+from eql_d2.data.categories import CategoryTable
+from eql_d2.data.groups import GROUP_NAMES
+from eql_d2.plotting import style
 
-# Colours that people who do not see red and green tell apart (Okabe and Ito); the rest does without colour.
-STYLES: Sequence[Dict[str, Any]] = (
-    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
-    {"color": "#009E73", "linestyle": "-.", "marker": "^"},
-    {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
-    {"color": "#000000", "linestyle": (0, (5, 1)), "marker": "x"},
-    {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "v"},
-    {"color": "#56B4E9", "linestyle": (0, (1, 3)), "marker": "P"},
-)
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "oooo")
 #: What the axes call AP of each IoU type.
 AP_TITLES = {"segm": "mask AP", "bbox": "box AP"}
-#: Categories from which a line is a running mean, and points on it.
+#: CategoryTable from which a line is a running mean, and points on it.
 MANY_CATEGORIES = 100
-
-
-def style(index: int) -> Dict[str, Any]:
-    """Return line and marker of the index-th run; they repeat after seven."""
-    return dict(STYLES[index % len(STYLES)])
-
-
-def bar_style(index: int) -> Dict[str, Any]:
-    """Return fill and hatch of the index-th run's bars."""
-    color = STYLES[index % len(STYLES)]["color"]
-    return {"facecolor": f"{color}66", "edgecolor": color, "hatch": HATCHES[index % len(HATCHES)]}
-
-
-def panels(columns: int, rows: int = 1, width: float = 6.4, height: float = 4.2) -> Tuple[Any, np.ndarray]:
-    """Return a figure and its axes ``[rows, columns]``, on a canvas that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save(figure, folder: Path, name: str) -> Tuple[Path, Path]:
-    """Write ``name.png`` and ``name.svg``; return their paths."""
-    paths = folder / f"{name}.png", folder / f"{name}.svg"
-    for path in paths:
-        save_figure(figure, path)
-    return paths
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -73,7 +33,7 @@ def window(num_categories: int) -> int:
     return 1 if num_categories <= MANY_CATEGORIES else 2 * (num_categories // 80) + 1
 
 
-def smoothing_note(categories: Categories) -> str:
+def smoothing_note(categories: CategoryTable) -> str:
     """Return the sentence of a caption that says how lines are averaged; empty where they are not."""
     width = window(len(categories))
     return f" Lines are running means over {width} categories; the table has each." if width > 1 else ""
@@ -82,7 +42,7 @@ def smoothing_note(categories: Categories) -> str:
 def plot_by_category(
     axes,
     series: Sequence[Tuple[str, Tensor]],
-    categories: Categories,
+    categories: CategoryTable,
     ylabel: str,
     log: bool = False,
     legend: bool = True,
@@ -121,7 +81,7 @@ def plot_by_category(
         axes.legend(loc="best", fontsize=8)
 
 
-def _mark_groups(axes, categories: Categories, order: Tensor) -> None:
+def _mark_groups(axes, categories: CategoryTable, order: Tensor) -> None:
     """Draw a line where the group changes, and write the groups' names above; nothing where groups are mixed."""
     letters = [categories.frequency.groups[label] for label in order.tolist()]
     starts = [i for i in range(len(letters)) if i == 0 or letters[i] != letters[i - 1]]
@@ -140,7 +100,7 @@ def capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def group_labels(categories: Categories) -> List[str]:
+def group_labels(categories: CategoryTable) -> List[str]:
     """Return the letters of the groups that have a category, rare first."""
     return [letter for letter, size in categories.frequency.group_sizes().items() if size]
 

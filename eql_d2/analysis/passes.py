@@ -10,13 +10,14 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from eql_d2.analysis.regions import RegionStatistics, Watcher
 from eql_d2.analysis.runs import Run
 from eql_d2.data.build import check_num_classes, long_tail_dataset_dicts
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassifierLoss
+from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.regions import RegionStatistics, Watcher
 
 
 @dataclass(eq=False)
@@ -54,7 +55,6 @@ def pass_over(run: Run, dataset: Optional[str] = None, max_images: int = 0) -> P
         InputError: for a checkpoint that is missing or does not fit, a data set that is unknown, has no annotations or
             other categories, or a model without a box predictor of this package.
     """
-    from eql_d2.engine.protocol import box_predictors  # the trainer imports this package
     from eql_d2.engine.trainer import load_trained_model
 
     if max_images < 0:

@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from eql_d2 import run_folder
-from eql_d2.analysis.tables import Categories, Row
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.catalog import category_frequency, check_registered
+from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 
@@ -44,7 +44,7 @@ class Run:
         Raises:
             InputError: if the folder or its config.yaml is missing or cannot be used.
         """
-        from eql_d2.engine.setup import choose_device  # the trainer imports this package
+        from eql_d2.config import choose_device
 
         folder = Path(folder)
         cfg = run_folder.run_config(folder)
@@ -124,7 +124,7 @@ class Run:
         first = [test for test in self.cfg.DATASETS.TEST if test in done]
         return name if name in done else (first or done)[0]
 
-    def category_ap(self, dataset: str) -> List[Row]:
+    def category_ap(self, dataset: str) -> List[CategoryRow]:
         """Return the rows that evaluation wrote, by label.
 
         Raises:
@@ -136,17 +136,17 @@ class Run:
             raise InputError(f"{path}: there is no such file; {self.name} was evaluated on {done or 'none'}.")
         return rows
 
-    def categories(self) -> Categories:
+    def categories(self) -> CategoryTable:
         """Return names and counts; the names are the labels' numbers where neither evaluation nor data set has them."""
         for dataset in self.evaluations():
             rows = self.category_ap(dataset)
             if len(rows) == self.frequency.num_classes:
-                return Categories([row["name"] for row in rows], self.frequency)
+                return CategoryTable([row["name"] for row in rows], self.frequency)
         try:
             names = [self.dataset()]
         except InputError:
             names = []
-        return Categories.of_dataset(self.frequency, names)
+        return CategoryTable.of_dataset(self.frequency, names)
 
 
 def open_runs(

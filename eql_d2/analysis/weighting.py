@@ -6,12 +6,12 @@ from typing import Dict, List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from eql_d2.analysis.figures import panels, save, style
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.runs import Run
-from eql_d2.analysis.tables import Categories, Row, category_table
+from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.losses.eql import exponential_weight, gompertz_weight, threshold_weight
+from eql_d2.plotting import panels, save, style
 
 #: Points of a drawn function.
 POINTS = 400
@@ -39,7 +39,7 @@ def threshold_of(run: Run) -> Optional[float]:
     return node.get(node.LOSS, {}).get("LAMBDA")
 
 
-def weight_functions(runs: Sequence[Run], categories: Categories, folder: Path) -> Produced:
+def weight_functions(runs: Sequence[Run], categories: CategoryTable, folder: Path) -> Produced:
     """T(f) with the settings of the first run of EQL, or the defaults, over a range of frequencies and by category.
 
     The range ends at one and a half times the largest frequency at which a function is above a thousandth.
@@ -52,7 +52,7 @@ def weight_functions(runs: Sequence[Run], categories: Categories, folder: Path) 
     functions = weight_values(grid, settings)
     listed = {"frequency": grid.tolist(), **{name: values.tolist() for name, values in functions.items()}}
     points = [dict(zip(listed, values)) for values in zip(*listed.values())]
-    of_categories = category_table(categories, {"frequency": frequency, **weight_values(frequency, settings)})
+    of_categories = categories.rows({"frequency": frequency, **weight_values(frequency, settings)})
     figure, axes = panels(1)
     panel = axes[0, 0]
     for index, (name, values) in enumerate(functions.items()):
@@ -74,7 +74,7 @@ def weight_functions(runs: Sequence[Run], categories: Categories, folder: Path) 
     )
 
 
-def tail_ratio_steps(frequency: CategoryFrequency) -> List[Row]:
+def tail_ratio_steps(frequency: CategoryFrequency) -> List[CategoryRow]:
     """Return TR(lambda) (EQL, equation 8) at each threshold that takes in one more category than the one before.
 
     Columns: ``lambda`` and ``images`` (the threshold as a share and as a number of images: categories in fewer are
@@ -95,7 +95,7 @@ def tail_ratio_steps(frequency: CategoryFrequency) -> List[Row]:
     ]
 
 
-def tail_ratio(runs: Sequence[Run], categories: Categories, folder: Path) -> Produced:
+def tail_ratio(runs: Sequence[Run], categories: CategoryTable, folder: Path) -> Produced:
     """TR(lambda) of the first run's training set, with the thresholds of the runs' losses marked."""
     frequency = categories.frequency
     rows = tail_ratio_steps(frequency)

@@ -12,7 +12,7 @@ from typing import Any, Dict, Hashable, Iterable, Iterator, List, Optional, Tupl
 
 import msgspec
 
-from eql_d2.data.frequency import GROUPS
+from eql_d2.data.groups import GROUPS
 from eql_d2.errors import InputError
 
 PathLike = Union[str, os.PathLike]

@@ -9,19 +9,8 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import torch
 from torch import Tensor
 
+from eql_d2.data.groups import GROUPS, frequency_group
 from eql_d2.errors import InputError
-
-#: LVIS's bounds: a class in at most 10 training images is rare, in at most 100 common, in more frequent.
-RARE_MAX_IMAGES = 10
-COMMON_MAX_IMAGES = 100
-GROUPS = ("r", "c", "f")
-
-
-def frequency_group(image_count: int) -> str:
-    """Return LVIS's letter for a class in ``image_count`` training images: r (1-10), c (11-100) or f (more)."""
-    if image_count <= RARE_MAX_IMAGES:
-        return "r"
-    return "c" if image_count <= COMMON_MAX_IMAGES else "f"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from eql_d2.engine.launch import argument_parser
-from eql_d2.engine.protocol import box_predictors
 from eql_d2.engine.trainer import Trainer, load_trained_model
 from eql_d2.errors import InputError
 from eql_d2.evaluation.loop import with_progress
 from eql_d2.losses import LogitStatistics
-from eql_d2.modeling.classifier import statistics_file
+from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.build import statistics_file
 
 
 def calibrate_parser() -> ArgumentParser:

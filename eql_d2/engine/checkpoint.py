@@ -107,5 +107,5 @@ def _how_to_place_by_hand(path: str, error: Exception) -> str:
     reason = getattr(error, "reason", None) or error
     return (
         f"MODEL.WEIGHTS {path} could not be fetched ({reason}). Download {address} where there is a network, "
-        f"copy it to this machine and set MODEL.WEIGHTS to its path, or set MODEL.WEIGHTS \"\" to start from scratch."
+        f'copy it to this machine and set MODEL.WEIGHTS to its path, or set MODEL.WEIGHTS "" to start from scratch.'
     )

@@ -5,13 +5,13 @@ alone.
 """
 
 from functools import partial
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from detectron2.config import CfgNode
 from torch import nn
 
 from eql_d2.errors import InputError
-from eql_d2.modeling import LongTailOutputLayers
+from eql_d2.modeling.box_predictor import box_predictors
 
 #: What ``MODEL.LONG_TAIL.TRAINABLE`` may be, with the parameters of a box predictor that are then trained.
 TRAINABLE = {"all": (), "classifier": ("cls_score.weight", "cls_score.bias"), "scale": ("cls_scale",)}
@@ -35,13 +35,6 @@ def check_protocol(cfg: CfgNode) -> None:
             "MODEL.LONG_TAIL.TRAINABLE is 'scale', which trains factors of a trained classifier; "
             "MODEL.LONG_TAIL.INIT_CLASSIFIER must then be 'keep'."
         )
-
-
-def box_predictors(model: nn.Module) -> Iterator[Tuple[str, LongTailOutputLayers]]:
-    """Yield the name and the module of each box predictor: one, or one for each stage of a cascade."""
-    for name, module in model.named_modules():
-        if isinstance(module, LongTailOutputLayers):
-            yield name, module
 
 
 def freeze(model: nn.Module, trainable: str) -> None:

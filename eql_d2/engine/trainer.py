@@ -20,10 +20,10 @@ from detectron2.utils import comm
 
 import eql_d2
 import eql_d2.modeling
-from eql_d2.analysis.hook import GradientHook
 from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.protocol import check_protocol, freeze
 from eql_d2.errors import InputError
 from eql_d2.evaluation import build_evaluator, evaluate

@@ -12,8 +12,9 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from eql_d2.config import load_config
 from eql_d2.engine.launch import argument_parser
-from eql_d2.engine.setup import load_config, setup
+from eql_d2.engine.setup import setup
 from eql_d2.engine.trainer import run
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import has_finished

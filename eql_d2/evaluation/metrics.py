@@ -80,7 +80,7 @@ def resolve_groups(curves: Curves, groups: Mapping[int, str] = ()) -> List[str]:
         letter = groups.get(category["id"], category.get("frequency"))
         if letter not in ("r", "c", "f"):
             # Only here, because it imports torch, which takes longer than the whole evaluation of a small set.
-            from eql_d2.data.frequency import frequency_group
+            from eql_d2.data.groups import frequency_group
 
             letter = frequency_group(category.get("image_count", image_count))
         letters.append(letter)

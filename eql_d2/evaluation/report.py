@@ -8,12 +8,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from eql_d2.data.groups import GROUP_COLORS, GROUP_NAMES
 from eql_d2.evaluation.backends import Evaluation
 from eql_d2.evaluation.metrics import NOT_AVAILABLE, format_value
-
-GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
-# Told apart by people who do not see red and green (Okabe and Ito).
-GROUP_COLORS = {"r": "#D55E00", "c": "#E69F00", "f": "#0072B2"}
+from eql_d2.plotting import panels, save_figure
 
 
 def metric_name(name: str, fixed: bool) -> str:
@@ -96,21 +94,10 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], p
         columns: the AP columns to draw, one panel each.
         path: a picture's path; its suffix decides the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4 * len(columns), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
+    figure, grid = panels(len(columns), height=4.4)
+    for axes, column in zip(grid[0], columns):
         _plot_column(axes, rows, column)
     save_figure(figure, path)
-
-
-def save_figure(figure, path: Union[str, os.PathLike]) -> None:
-    """Write a matplotlib figure in the format that the path's suffix names; the file appears whole or not at all."""
-    path, temporary = _temporary(path)
-    figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=150)
-    temporary.replace(path)
 
 
 def _plot_column(axes, rows: Sequence[Mapping[str, Any]], column: str) -> None:

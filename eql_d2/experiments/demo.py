@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
-from eql_d2.data.mini import STAMP, generate_mini_dataset
 from eql_d2.experiments.jobs import ROOT, Job, run_jobs
+from eql_d2.mini.generate import STAMP, generate_mini_dataset
 
 METRICS = ("AP", "APr", "APc", "APf")
 #: The generated set that configs/mini/Base-demo.yaml is made for.

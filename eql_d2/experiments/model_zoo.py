@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Tuple
 import yaml
 from detectron2.config import CfgNode
 
-from eql_d2.engine.setup import load_config
+from eql_d2.config import load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import ROOT
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 from eql_d2.errors import InputError
-from eql_d2.evaluation.report import save_figure
 from eql_d2.experiments.comparison import Line
 from eql_d2.experiments.spec import Table
 from eql_d2.experiments.table_report import KINDS
+from eql_d2.plotting import save_figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _ROW_HEIGHT = 0.24
@@ -56,7 +56,7 @@ def table_figure(table: Table, lines: Sequence[Line], metrics: Sequence[str]) ->
     Raises:
         InputError: if the table lacks a metric, or no row has all of them.
     """
-    from eql_d2.analysis.figures import STYLES, panels
+    from eql_d2.plotting import STYLES, panels
 
     for metric in metrics:
         if metric not in table.metrics:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from eql_d2.data.builtin import data_root
-from eql_d2.data.mini import generate_mini_dataset
 from eql_d2.errors import InputError
 from eql_d2.experiments.execution import (
     BUSY,
@@ -23,6 +22,7 @@ from eql_d2.experiments.execution import (
 from eql_d2.experiments.launchers import Launcher
 from eql_d2.experiments.runs import Run, code_digest, runs_of
 from eql_d2.experiments.spec import FIXED, Table
+from eql_d2.mini.generate import generate_mini_dataset
 
 OUTPUT = Path("output/tables")
 RUNS = OUTPUT / "runs"

@@ -11,9 +11,8 @@ from typing import Any, Dict, List, Optional, Tuple
 from detectron2.config import CfgNode
 
 import eql_d2
-from eql_d2.config import flatten, get_cfg
+from eql_d2.config import flatten, get_cfg, load_config
 from eql_d2.data.builtin import LVIS_JSON_FILES, data_root, resolve_path
-from eql_d2.engine.setup import load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import ROOT, TRAIN_NET
 from eql_d2.experiments.spec import PREPARATION_SEED, Row, Table

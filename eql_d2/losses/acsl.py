@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eql_d2.data.frequency import GROUPS, CategoryFrequency
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.groups import GROUPS
 from eql_d2.losses.base import append_background, mean_over_regions, sigmoid_prior_bias, widen
 from eql_d2.losses.functional import weighted_sigmoid_cross_entropy
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY

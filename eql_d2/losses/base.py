@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eql_d2.data.frequency import GROUPS, CategoryFrequency
+from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.groups import GROUPS
 from eql_d2.errors import InputError
 
 Categories = Union[int, CategoryFrequency]

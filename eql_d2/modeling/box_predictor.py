@@ -1,6 +1,6 @@
 """The box predictor: a classifier loss in the place of Detectron2's softmax, everything else inherited."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassifierLoss, tau_normalize
 from eql_d2.losses.calibration import Calibration
-from eql_d2.modeling.classifier import build_calibration_from_config, build_classifier_loss_from_config
+from eql_d2.modeling.build import build_calibration_from_config, build_classifier_loss_from_config
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
 #: Iterations between two readings of the loss's statistics, which make the host wait for the device: the period of
@@ -188,3 +188,10 @@ def checked_tau(tau: float) -> float:
     if not 0 <= tau <= 1:
         raise InputError(f"MODEL.LONG_TAIL.TAU_NORM.TAU is {tau}; it lies between 0 and 1.")
     return tau
+
+
+def box_predictors(model: nn.Module) -> Iterator[Tuple[str, LongTailOutputLayers]]:
+    """Yield the name and the module of each box predictor: one, or one for each stage of a cascade."""
+    for name, module in model.named_modules():
+        if isinstance(module, LongTailOutputLayers):
+            yield name, module

@@ -3,7 +3,7 @@
 import io
 from typing import List, Sequence, Tuple
 
-from eql_d2.analysis.figures import style
+from eql_d2.plotting import style
 from eql_d2.visualization.page import Html, data_uri, tag
 from eql_d2.visualization.runs import Run
 

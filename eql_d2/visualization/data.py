@@ -7,9 +7,9 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
+from eql_d2.config import load_config
 from eql_d2.data.build import build_train_loader
 from eql_d2.data.builtin import register_from_config
-from eql_d2.engine.setup import load_config
 from eql_d2.errors import InputError
 from eql_d2.visualization.comparison import truth_of
 from eql_d2.visualization.dataset import AnnotatedSet

@@ -16,11 +16,11 @@ from eql_d2.data.builtin import register_from_config
 from eql_d2.data.catalog import describe_dataset, frequency_of_records
 from eql_d2.data.coco import load_coco
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.data.lvis import load_lvis
 from eql_d2.data.records import Record
 from eql_d2.data.registration import open_table
 from eql_d2.errors import InputError
-from eql_d2.evaluation.report import GROUP_NAMES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from eql_d2.evaluation.report import GROUP_COLORS
+from eql_d2.data.groups import GROUP_COLORS
 from eql_d2.visualization.objects import VisualObject, object_of_record
 
 #: Lengths of strokes and gaps of the outline, in line widths; () for a solid line.

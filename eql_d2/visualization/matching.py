@@ -41,9 +41,7 @@ class Match:
         return 2 * self.hits / total if total else 1.0
 
 
-def match_image(
-    truth: Sequence[VisualObject], detections: Sequence[VisualObject], record: Dict[str, Any]
-) -> Match:
+def match_image(truth: Sequence[VisualObject], detections: Sequence[VisualObject], record: Dict[str, Any]) -> Match:
     """Match detections, the best score first, with objects of the same class at IoU 0.5, and set their verdicts.
 
     As in LVIS evaluation, a detection that matches nothing is not judged if its class is neither in the positive nor

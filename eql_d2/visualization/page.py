@@ -5,7 +5,7 @@ import html
 import re
 from typing import Iterable, Sequence, Union
 
-from eql_d2.evaluation.report import GROUP_COLORS, GROUP_NAMES
+from eql_d2.data.groups import GROUP_COLORS, GROUP_NAMES
 from eql_d2.visualization.style import STYLE
 
 _VOID = {"img", "meta", "line"}
@@ -66,9 +66,7 @@ def document(title: str, body: Content, class_: str = "") -> str:
 def table(caption: Content, header: Sequence[Content], rows: Iterable[Sequence[Content]], class_: str = "") -> Html:
     """Return a table whose first column names the rows; it scrolls by itself where it is wider than the page."""
     head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
-    body = [
-        tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in others)) for first, *others in rows
-    ]
+    body = [tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in others)) for first, *others in rows]
     whole = tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body), class_=class_)
     # Focusable, so that it can be scrolled by keyboard.
     return tag("div", whole, class_="scroll", role="region", tabindex=0, aria_label=_plain(caption))

@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Optional, Sequence
 
-from eql_d2.engine.setup import load_config
+from eql_d2.config import load_config
 from eql_d2.errors import InputError
 from eql_d2.run_folder import results_file, unique_names
 from eql_d2.visualization.comparison import Choice, ImageComparison, compare, shown_objects, sort_comparisons

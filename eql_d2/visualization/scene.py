@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, Iterable, List, Sequence
 
 import numpy as np
 
-from eql_d2.evaluation.report import GROUP_NAMES
+from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.drawing import draw_objects
 from eql_d2.visualization.matching import Match

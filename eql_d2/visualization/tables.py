@@ -3,8 +3,9 @@
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from eql_d2.config import flatten, get_cfg
+from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.evaluation.metrics import NOT_AVAILABLE
-from eql_d2.evaluation.report import GROUP_NAMES, count_column
+from eql_d2.evaluation.report import count_column
 from eql_d2.visualization.page import Content, Html, code, details, group_badge, join, table, tag
 from eql_d2.visualization.runs import Run
 

@@ -9,13 +9,14 @@ import torch
 from eql_d2.analysis import ANALYSES, Produced, analyze
 from eql_d2.analysis import ap as ap_module
 from eql_d2.analysis.confusion import PREDICTIONS, group_confusion, prediction_rows
-from eql_d2.analysis.figures import HATCHES, STYLES, smoothed, window
+from eql_d2.analysis.figures import smoothed, window
 from eql_d2.analysis.runs import Run, open_runs
-from eql_d2.analysis.tables import Categories
 from eql_d2.analysis.weighting import tail_ratio_steps, weight_values
 from eql_d2.config import get_cfg
+from eql_d2.data.categories import CategoryTable
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
+from eql_d2.plotting import HATCHES, STYLES
 from tests.analysis.helpers import make_run
 from tests.conftest import ROOT, tiny_config
 
@@ -29,13 +30,13 @@ def frequency_of(image_count, groups=None):
     return CategoryFrequency.from_counts(image_count, num_images=1000, groups=groups)
 
 
-FIVE = Categories([f"class_{i}" for i in range(5)], frequency_of([5, 150, 1, 120, 50], "rfrfc"))
+FIVE = CategoryTable([f"class_{i}" for i in range(5)], frequency_of([5, 150, 1, 120, 50], "rfrfc"))
 
 
 def test_categories_are_sorted_by_training_images():
     assert FIVE.order().tolist() == [1, 3, 4, 0, 2]
     tied = CategoryFrequency.from_counts([2, 2, 2], [3, 9, 3], num_images=9)
-    assert Categories("abc", tied).order().tolist() == [1, 0, 2]  # by instances, then by label
+    assert CategoryTable("abc", tied).order().tolist() == [1, 0, 2]  # by instances, then by label
 
 
 def test_ap_tables(lvis_folder):

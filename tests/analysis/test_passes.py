@@ -10,9 +10,9 @@ from eql_d2.analysis.passes import collect, pass_over
 from eql_d2.analysis.runs import Run
 from eql_d2.data.build import build_train_loader
 from eql_d2.data.builtin import register_from_config
-from eql_d2.engine.protocol import box_predictors
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError
+from eql_d2.modeling.box_predictor import box_predictors
 from tests.conftest import ARCHITECTURES, NUM_CLASSES, tiny_config
 from tests.engine.test_protocol import trained_weights
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from eql_d2.engine import argument_parser, launch, load_config
+from eql_d2.config import load_config
+from eql_d2.engine import argument_parser, launch
 from eql_d2.engine import setup as setup_run
 from eql_d2.engine.trainer import Trainer, run
 from eql_d2.errors import InputError

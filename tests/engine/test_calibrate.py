@@ -9,9 +9,9 @@ import torch
 from eql_d2.engine import argument_parser
 from eql_d2.engine import setup as setup_run
 from eql_d2.engine.calibrate import calibrate, calibrate_parser
-from eql_d2.engine.protocol import box_predictors
 from eql_d2.engine.trainer import Trainer, run
 from eql_d2.errors import InputError
+from eql_d2.modeling.box_predictor import box_predictors
 from tests.conftest import NUM_CLASSES, ROOT, tiny_config
 from tests.engine.test_protocol import trained_weights
 

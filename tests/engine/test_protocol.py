@@ -11,9 +11,9 @@ from torch import nn
 from eql_d2.engine import argument_parser
 from eql_d2.engine import setup as setup_run
 from eql_d2.engine.checkpoint import LongTailCheckpointer
-from eql_d2.engine.protocol import box_predictors
 from eql_d2.engine.trainer import Trainer, run
 from eql_d2.errors import InputError
+from eql_d2.modeling.box_predictor import box_predictors
 from tests.conftest import ARCHITECTURES, tiny_config
 from tests.modeling.test_heads import example
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from eql_d2.engine.setup import load_config
+from eql_d2.config import load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments.comparison import published_value
 from eql_d2.experiments.model_zoo import read_tables

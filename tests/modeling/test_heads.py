@@ -55,9 +55,7 @@ def logit_gradients(model, batch):
 @pytest.mark.parametrize("agnostic_mask", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_trains_and_infers(lvis_folder, architecture, agnostic_mask, loss):
-    cfg = tiny_config(
-        lvis_folder, architecture, loss, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic_mask
-    )
+    cfg = tiny_config(lvis_folder, architecture, loss, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic_mask)
     model = build_model(cfg).train()
     with EventStorage():
         losses = model([example({"positive": [0], "negative": [3]}), example(classes=())])
@@ -139,9 +137,13 @@ def test_box_loss_reaches_the_last_class(lvis_folder):
 def test_the_loss_decides_width_and_bias(lvis_folder):
     for name, width, bias in (("SOFTMAX", NUM_CLASSES + 1, 0.0), ("EQL", NUM_CLASSES, -6.9068)):
         layer = build_model(tiny_config(lvis_folder, loss=name)).roi_heads.box_predictor.cls_score
-        assert layer.out_features == width == CLASSIFIER_LOSS_REGISTRY.get(name)(
-            NUM_CLASSES if name == "SOFTMAX" else _frequency(lvis_folder)
-        ).num_logits
+        assert (
+            layer.out_features
+            == width
+            == CLASSIFIER_LOSS_REGISTRY.get(name)(
+                NUM_CLASSES if name == "SOFTMAX" else _frequency(lvis_folder)
+            ).num_logits
+        )
         assert torch.allclose(layer.bias, torch.full((width,), bias), atol=1e-3)
 
 

@@ -7,10 +7,10 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from eql_d2.data.frequency import CategoryFrequency
-from eql_d2.engine.protocol import box_predictors
 from eql_d2.errors import InputError
 from eql_d2.losses import LogitStatistics
-from eql_d2.modeling.classifier import statistics_file
+from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.build import statistics_file
 from tests.conftest import NUM_CLASSES, tiny_config
 from tests.modeling.test_heads import example
 

@@ -29,7 +29,6 @@ def test_a_document_is_well_formed():
     assert outline.attributes("script", "src") == []
 
 
-
 def fill(folder, count, per_page=2):
     gallery = Gallery(folder, "Title", "lead", per_page)
     for i in range(count):

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from eql_d2.analysis.regions import RegionStatistics, Watcher, predicted_classes, total_gradient
 from eql_d2.losses import SigmoidLoss
+from eql_d2.modeling.regions import RegionStatistics, Watcher, predicted_classes, total_gradient
 from tests.analysis.helpers import Classifier, regions
 from tests.losses.helpers import LOSS_NAMES, NUM_CLASSES, make_loss
 

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from eql_d2.data.frequency import GROUPS, frequency_group
-from eql_d2.data.mini_plan import ImagePlan, balanced_image_counts, plan_images, train_image_counts
-from eql_d2.data.mini_shapes import Appearance, DrawnObject, ObjectRequest, class_appearances, draw_scene
+from eql_d2.data.groups import GROUPS, frequency_group
 from eql_d2.errors import InputError
+from eql_d2.mini.plan import ImagePlan, balanced_image_counts, plan_images, train_image_counts
+from eql_d2.mini.shapes import Appearance, DrawnObject, ObjectRequest, class_appearances, draw_scene
 
 #: Part of the stamp. Raise it with every change that changes the files: sets of other versions are not reused.
 VERSION = 2

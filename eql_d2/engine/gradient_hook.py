@@ -8,11 +8,12 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from eql_d2.analysis.regions import Watcher
-from eql_d2.analysis.tables import Categories, region_rows
 from eql_d2.data.catalog import category_frequency
+from eql_d2.data.categories import CategoryTable
 from eql_d2.errors import InputError
 from eql_d2.evaluation.report import write_category_csv
+from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.regions import Watcher, region_rows
 
 #: What the hook writes to ``OUTPUT_DIR``.
 TRAINING_CSV = "training_gradients.csv"
@@ -23,7 +24,7 @@ class GradientHook(HookBase):
 
     Every ``MODEL.LONG_TAIL.ANALYSIS.PERIOD``-th iteration the regions of all ranks are added to the sums; in between
     nothing is computed. At each checkpoint and at the end the main process writes ``training_gradients.csv`` to
-    ``OUTPUT_DIR``, one row for each stage and category (columns in :func:`~eql_d2.analysis.tables.region_rows`). The
+    ``OUTPUT_DIR``, one row for each stage and category (columns in :func:`~eql_d2.modeling.regions.region_rows`). The
     sums are part of the checkpoint, so a resumed run goes on with them. To be registered before the checkpointer.
 
     Args:
@@ -35,8 +36,6 @@ class GradientHook(HookBase):
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
-        from eql_d2.engine.protocol import box_predictors  # the trainer, which imports this, is in the same package
-
         self.period = cfg.MODEL.LONG_TAIL.ANALYSIS.PERIOD
         if self.period < 1:
             raise InputError(f"MODEL.LONG_TAIL.ANALYSIS.PERIOD is {self.period}; it is 0 (off) or a number of steps.")
@@ -49,11 +48,11 @@ class GradientHook(HookBase):
         self._cfg = cfg
         self._watcher = Watcher(predictors, is_active=lambda: self.trainer.iter % self.period == 0)
         self._handles: List[Any] = []
-        self._categories: Optional[Categories] = None
+        self._categories: Optional[CategoryTable] = None
 
     @property
     def statistics(self):
-        """The sums so far, one :class:`~eql_d2.analysis.regions.RegionStatistics` for each stage."""
+        """The sums so far, one :class:`~eql_d2.modeling.regions.RegionStatistics` for each stage."""
         return self._watcher.statistics
 
     def before_train(self) -> None:
@@ -75,7 +74,7 @@ class GradientHook(HookBase):
         if self._categories is None:
             names = self._cfg.DATASETS.TRAIN
             frequency = category_frequency(names, self._cfg.MODEL.LONG_TAIL.FREQUENCY)
-            self._categories = Categories.of_dataset(frequency, names)
+            self._categories = CategoryTable.of_dataset(frequency, names)
         rows = region_rows(self.statistics, self._categories)
         write_category_csv(rows, Path(self._cfg.OUTPUT_DIR) / TRAINING_CSV)
 

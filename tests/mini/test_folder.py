@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from eql_d2.data import mini
-from eql_d2.data.mini import generate_mini_dataset
-from eql_d2.data.mini_shapes import MAX_CLASSES
 from eql_d2.errors import InputError
+from eql_d2.mini import generate as mini
+from eql_d2.mini.generate import generate_mini_dataset
+from eql_d2.mini.shapes import MAX_CLASSES
 
 TINY = {"num_classes": 7, "num_train": 6, "num_val": 3, "image_size": 64, "num_test": 2}
 

@@ -2,11 +2,12 @@
 
 import copy
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.losses import ClassifierLoss
 from eql_d2.losses.state import RandomLoss, sum_over_ranks
 
@@ -250,3 +251,23 @@ def frozen_copy(loss: ClassifierLoss) -> ClassifierLoss:
     copied = copy.deepcopy(loss)
     # In evaluation mode sums stand still, but so does the step that random numbers follow from.
     return copied.train(isinstance(loss, RandomLoss))
+
+
+def region_columns(statistics: RegionStatistics) -> Dict[str, Tensor]:
+    """Return counts and means of :class:`RegionStatistics`, float64 ``[K]`` each."""
+    counts = {"positives": statistics["positives"], "negatives": statistics.negatives}
+    sums = {name: statistics[name] for name in ("positive_gradient", "negative_gradient")}
+    return {**counts, **sums, **statistics.means()}
+
+
+def region_rows(statistics: Sequence[RegionStatistics], categories: CategoryTable) -> List[CategoryRow]:
+    """Return one row for each stage and category.
+
+    Columns: ``stage`` (0 but in a cascade), the category's, ``positives`` and ``negatives`` (regions),
+    ``positive_gradient`` and ``negative_gradient`` (sums of ``|dL/dz|``), and those of
+    :meth:`RegionStatistics.means`.
+    """
+    rows: List[CategoryRow] = []
+    for stage, of_stage in enumerate(statistics):
+        rows += categories.rows(region_columns(of_stage), stage=stage)
+    return rows

@@ -1,0 +1,16 @@
+"""LVIS's frequency groups, rare, common and frequent: their letters, names, bounds and colours."""
+
+#: LVIS's bounds: a class in at most 10 training images is rare, in at most 100 common, in more frequent.
+RARE_MAX_IMAGES = 10
+COMMON_MAX_IMAGES = 100
+GROUPS = ("r", "c", "f")
+GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+# Told apart by people who do not see red and green (Okabe and Ito).
+GROUP_COLORS = {"r": "#D55E00", "c": "#E69F00", "f": "#0072B2"}
+
+
+def frequency_group(image_count: int) -> str:
+    """Return LVIS's letter for a class in ``image_count`` training images: r (1-10), c (11-100) or f (more)."""
+    if image_count <= RARE_MAX_IMAGES:
+        return "r"
+    return "c" if image_count <= COMMON_MAX_IMAGES else "f"
