@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from eql_d2.evaluation.build import build_evaluator
     from eql_d2.evaluation.evaluator import COCOEvaluator, LVISEvaluator
     from eql_d2.evaluation.loop import evaluate
+    from eql_d2.evaluation.open_images import open_images_ap
 
 _HOME = {
     "COCOEvaluator": "evaluator",
@@ -19,9 +20,18 @@ _HOME = {
     "build_evaluator": "build",
     "evaluate": "loop",
     "evaluate_results": "backends",
+    "open_images_ap": "open_images",
 }
 
-__all__ = ["COCOEvaluator", "Evaluation", "LVISEvaluator", "build_evaluator", "evaluate", "evaluate_results"]
+__all__ = [
+    "COCOEvaluator",
+    "Evaluation",
+    "LVISEvaluator",
+    "build_evaluator",
+    "evaluate",
+    "evaluate_results",
+    "open_images_ap",
+]
 
 
 def __getattr__(name: str):
