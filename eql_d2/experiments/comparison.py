@@ -117,7 +117,8 @@ def collect(table: Table, results_file: Path, errors: Optional[Mapping[str, str]
 
 def _records_by_seed(row: Row, runs: Mapping, records: Sequence[Mapping]) -> List[Tuple[int, Mapping[str, Any]]]:
     """Return (seed, record) of the runs of a row that have finished."""
-    found = [(seed, best_record(runs[row.name, seed], records)) for seed in row.seeds]
+    seeds = () if row.not_expressible else row.seeds
+    found = [(seed, best_record(runs[row.name, seed], records)) for seed in seeds]
     return [(seed, record) for seed, record in found if record is not None]
 
 

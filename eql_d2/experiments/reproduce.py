@@ -137,6 +137,9 @@ def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = No
     unknown = sorted(set(only or ()) - set(names) - set(table.prepare))
     if unknown:
         raise InputError(f"{table.name} has no row {unknown[0]!r}; there are {', '.join(names)}.")
+    for row in table.rows:
+        if row.not_expressible and row.name in (only or ()):
+            raise InputError(f"The row {row.name!r} of {table.name} cannot be run: {row.not_expressible}")
     chosen: Dict[str, Run] = {}
     for run in runs.values():
         if only and run.row.name not in only and run.row.name.removesuffix(FIXED) not in only:
@@ -212,7 +215,8 @@ def status_lines(table: Table, runs_dir: Path, results_file: Path) -> List[str]:
             text += f": {state['error']}"
         lines.append(text)
     done = sum(f": {FINISHED}" in line for line in lines)
-    return [*lines, f"{done} of {len(lines)} runs have finished (code {code_digest()[:8]})."]
+    lines.append(f"{done} of {len(lines)} runs have finished (code {code_digest()[:8]}).")
+    return lines + [f"{row.name}: not expressible: {row.not_expressible}" for row in table.rows if row.not_expressible]
 
 
 def _clock() -> str:

@@ -134,8 +134,8 @@ def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], Run]:
         return runs[row.name, seed]
 
     # All rows with the first seed come first: a table that is cut short has something of every row.
-    for position in range(max(len(row.seeds) for row in table.rows)):
-        for row in table.rows:
+    for position in range(max((len(row.seeds) for row in table.runnable), default=0)):
+        for row in table.runnable:
             if position < len(row.seeds):
                 add(row, row.seeds[position])
                 if table.fixed_opts:

@@ -27,6 +27,8 @@ A specification is a mapping:
     AP-fixed needs many more detections of an image than AP counts, which would cost time if masks were computed too.
 ``caveats``
     list of sentences, printed under the table.
+``paper``, ``place``
+    the paper that prints the table, a key of :data:`PAPERS`, and where in it; both or none (docs/coverage.md).
 ``_BASE_``
     another specification, relative to this file. Its keys are taken over unless given here; ``opts`` and ``caveats``
     are put before, ``prepare`` and ``generate`` are merged.
@@ -34,8 +36,13 @@ A specification is a mapping:
 A row is a mapping with ``name`` and ``config`` (below ``configs/``, without ``.yaml``) and, optionally, ``label``,
 ``opts``, ``seeds``, ``values``, ``start`` (the row or preparation whose last weights become ``MODEL.WEIGHTS``; of the
 same seed if it is a row), ``action`` (``train`` or ``evaluate``), ``calibrate`` (collect the logit statistics of LogN
-first), ``baseline`` (another row than the table's) and ``twin`` (the LVIS config that it is a small copy of). What is
-published of a row is what ``model_zoo.yaml`` names for its config, or its twin.
+first), ``baseline`` (another row than the table's), ``twin`` (the LVIS config that it is a small copy of) and
+``published`` (a reference into ``paper_tables.yaml`` for each source, ``paper`` or ``repository``). What is published
+of a row that does not say so itself is what ``model_zoo.yaml`` names for its twin or its config; of a config with
+``opts`` of the row's own, nothing.
+
+A row that this package cannot run has ``not_expressible``, the reason in a sentence, in the place of ``config``: it is
+printed with what is published of it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -47,12 +54,21 @@ import yaml
 
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import ROOT
-from eql_d2.experiments.model_zoo import read_references, read_tables
+from eql_d2.experiments.model_zoo import find_row, read_references, read_tables
 
 TABLES = ROOT / "configs" / "tables"
 CONFIGS = ROOT / "configs"
 ACTIONS = ("train", "evaluate")
 SOURCES = ("paper", "repository")
+#: The papers of which every table has a specification, in the order of docs/coverage.md.
+PAPERS = {
+    "EQL": "arXiv 2003.05176",
+    "EQL v2": "arXiv 2012.08548",
+    "The Equalization Losses": "arXiv 2210.05566",
+    "EFL": "arXiv 2201.02593",
+    "ACSL": "arXiv 2104.00885",
+    "BAGS": "arXiv 2006.10408",
+}
 #: The seed of what is prepared once for all rows, as pre-trained weights are.
 PREPARATION_SEED = 0
 
@@ -69,7 +85,7 @@ class Row:
 
     Attributes:
         name: unique in its table; folders are called after it.
-        config: path of the YAML file.
+        config: path of the YAML file, ``None`` for a row that cannot be run.
         label: how the report calls it.
         opts: config overrides, the table's before the row's own.
         seeds: one training for each.
@@ -80,10 +96,11 @@ class Row:
         values: contents of the extra columns.
         twin: the config whose published numbers are printed, where it is not ``config``.
         published: reference into ``paper_tables.yaml`` by source.
+        not_expressible: why this package cannot run the row; empty if it can.
     """
 
     name: str
-    config: Path
+    config: Optional[Path]
     label: str
     opts: Tuple[str, ...] = ()
     seeds: Tuple[int, ...] = (0,)
@@ -94,6 +111,7 @@ class Row:
     values: Mapping[str, Any] = field(default_factory=dict)
     twin: str = ""
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    not_expressible: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,8 @@ class Table:
         name: the file's name without its suffix.
         prepare: rows that others start from, by name; not printed.
         fixed_opts: config overrides of the second evaluation; empty for none.
+        paper: a key of :data:`PAPERS`, empty for a table of this project's own.
+        place: where the paper prints it.
     """
 
     name: str
@@ -116,6 +136,13 @@ class Table:
     generate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fixed_opts: Tuple[str, ...] = ()
     caveats: Tuple[str, ...] = ()
+    paper: str = ""
+    place: str = ""
+
+    @property
+    def runnable(self) -> Tuple[Row, ...]:
+        """The rows that can be run."""
+        return tuple(row for row in self.rows if not row.not_expressible)
 
     def find(self, name: str) -> Row:
         """Return the row or preparation of this name."""
@@ -193,7 +220,7 @@ class _Parser:
 
     def table(self) -> Table:
         known = {"title", "dataset", "rows", "metrics", "seeds", "baseline", "columns", "published", "fixed_opts"}
-        known.update(_MERGED, _JOINED)
+        known.update(_MERGED, _JOINED, ("paper", "place"))
         self.check_keys(self.content, known, "")
         for key in ("title", "dataset", "rows", "metrics"):
             if not self.content.get(key):
@@ -201,6 +228,11 @@ class _Parser:
         for metric in self.content["metrics"]:
             if not isinstance(metric, str) or metric.count("/") != 1:
                 self.fail(f"metrics has {metric!r}; it must be kind/metric, as segm/APr.")
+        paper, place = self.content.get("paper", ""), self.content.get("place", "")
+        if paper and paper not in PAPERS:
+            self.fail(f"paper is {paper!r}; there are {', '.join(PAPERS)}.")
+        if bool(paper) != bool(place):
+            self.fail("paper and place belong together; one of them is missing.")
         prepare = {}
         for name, entry in (self.content.get("prepare") or {}).items():
             entry = {**entry, "name": name, "seeds": [PREPARATION_SEED]}
@@ -218,6 +250,8 @@ class _Parser:
             generate=self.content.get("generate") or {},
             fixed_opts=tuple(str(word) for word in self.content.get("fixed_opts") or ()),
             caveats=tuple(self.content.get("caveats") or ()),
+            paper=paper,
+            place=place,
         )
         self.check_references(table)
         return table
@@ -225,12 +259,15 @@ class _Parser:
     def row(self, entry: Any, where: str, shared_opts: Sequence) -> Row:
         if not isinstance(entry, dict):
             self.fail(f"{where} is {entry!r}; a row is a mapping.")
-        self.check_keys(entry, set(Row.__dataclass_fields__) - {"published"}, where)
-        for key in ("name", "config"):
+        self.check_keys(entry, set(Row.__dataclass_fields__), where)
+        reason = entry.get("not_expressible", "")
+        if reason and "config" in entry:
+            self.fail(f"{where} has a config and is not_expressible; it must be one of the two.")
+        for key in ("name", "not_expressible" if reason else "config"):
             if not isinstance(entry.get(key), str):
                 self.fail(f"{where}.{key} is {entry.get(key)!r}; it must be a string.")
-        config = CONFIGS / f"{entry['config']}.yaml"
-        if not config.is_file():
+        config = None if reason else CONFIGS / f"{entry['config']}.yaml"
+        if config is not None and not config.is_file():
             self.fail(f"{where}.config is {entry['config']!r}, but {config} does not exist.")
         if entry.get("action", "train") not in ACTIONS:
             self.fail(f"{where}.action is {entry['action']!r}; there are {' and '.join(ACTIONS)}.")
@@ -249,13 +286,31 @@ class _Parser:
             baseline=entry.get("baseline", self.content.get("baseline")) or "",
             values=entry.get("values") or {},
             twin=entry.get("twin", ""),
-            published=self.published(entry.get("twin") or entry["config"], where),
+            published=self.published(entry, where),
+            not_expressible=reason,
         )
 
-    def published(self, config: str, where: str) -> Dict[str, Mapping[str, Any]]:
-        """Return what is published of a config: by source, the first reference into a table that is asked for."""
-        if not (CONFIGS / f"{config}.yaml").is_file():
-            self.fail(f"{where}.twin is {config!r}, but there is no configs/{config}.yaml.")
+    def published(self, entry: Mapping[str, Any], where: str) -> Dict[str, Mapping[str, Any]]:
+        """Return what is published of a row: its own references, else those of its twin or its config."""
+        given = entry.get("published")
+        if given is not None:
+            if not isinstance(given, dict) or set(given) - set(SOURCES):
+                self.fail(f"{where}.published is {given!r}; it must be a reference for each of {', '.join(SOURCES)}.")
+            for reference in given.values():
+                try:
+                    find_row(read_tables(), reference)
+                except (InputError, KeyError, TypeError) as error:
+                    self.fail(f"{where}.published has {reference!r}, which names no row: {error}")
+            return given
+        twin, config = entry.get("twin", ""), entry.get("config", "")
+        if twin and not (CONFIGS / f"{twin}.yaml").is_file():
+            self.fail(f"{where}.twin is {twin!r}, but there is no configs/{twin}.yaml.")
+        if not twin and (not config or entry.get("opts")):
+            return {}
+        return self.published_of_config(twin or config)
+
+    def published_of_config(self, config: str) -> Dict[str, Mapping[str, Any]]:
+        """Return, by source, the first reference of a config into a table that is asked for."""
         tables = self.content.get("published")
         unknown = sorted(set(tables or ()) - set(read_tables()))
         if unknown:
@@ -283,6 +338,8 @@ class _Parser:
             if row.baseline and row.baseline not in names:
                 self.fail(f"baseline of {row.name!r} is {row.baseline!r}, no row; there are {', '.join(names)}.")
             self.check_start(table, row)
+            if row.start and not row.not_expressible and table.find(row.start).not_expressible:
+                self.fail(f"start of {row.name!r} is {row.start!r}, which is not expressible.")
             unknown = sorted(set(row.values) - set(table.columns))
             if unknown:
                 self.fail(f"values of {row.name!r} has {unknown[0]!r}, which is not in columns.")

@@ -11,6 +11,7 @@ from eql_d2.experiments.spec import FIXED, SOURCES, Table
 
 KINDS = {"segm": "mask", "bbox": "box"}
 NOT_RUN = "not run"
+NOT_EXPRESSIBLE = "not expressible"
 ABSENT = "n/a"
 #: Stands behind a difference that the seeds support.
 SUPPORTED = "*"
@@ -75,6 +76,8 @@ def _cell_text(line: Line, metric: str, source: str) -> str:
     cell = line.cells[metric]
     if source != HERE:
         return cell.published.get(source, ABSENT)
+    if line.row.not_expressible:
+        return NOT_EXPRESSIBLE
     if not line.seeds or (metric.endswith(FIXED) and not cell.values):
         return "failed" if line.error else NOT_RUN
     return measured_text(cell)
@@ -116,6 +119,11 @@ def notes(table: Table, lines: Sequence[Line]) -> List[str]:
     if partial:
         found.append("Some seeds are missing: " + ", ".join(line.row.label for line in partial) + ".")
     found += [f"{line.row.label} failed: {line.error}" for line in lines if line.error]
+    reasons: Dict[str, List[str]] = {}
+    for line in lines:
+        if line.row.not_expressible:
+            reasons.setdefault(line.row.not_expressible, []).append(line.row.label)
+    found += [f"Not expressible ({', '.join(labels)}): {reason}" for reason, labels in reasons.items()]
     return [*found, *table.caveats]
 
 

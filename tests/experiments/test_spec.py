@@ -5,6 +5,7 @@ import yaml
 
 from eql_d2.config import load_config
 from eql_d2.errors import InputError
+from eql_d2.experiments import spec
 from eql_d2.experiments.comparison import published_value
 from eql_d2.experiments.model_zoo import read_tables
 from eql_d2.experiments.spec import load_table, table_names
@@ -16,7 +17,9 @@ ROW = {"name": "a", "config": "tiny"}
 def test_specification_of_the_repository(name):
     table = load_table(name)
     for row in [*table.rows, *table.prepare.values()]:
-        load_config(str(row.config), row.opts)
+        if row.config is not None:
+            load_config(str(row.config), row.opts)
+        assert not row.not_expressible or row.not_expressible.endswith("."), row.name
         for reference in row.published.values():
             values = [published_value(read_tables(), reference, metric) for metric in table.metrics]
             assert any(values), f"{row.name}: {reference} gives none of {table.metrics}"
@@ -83,12 +86,38 @@ def test_base_is_merged(place, write_table):
         ([ROW], {"metric": ["segm/AP"]}, "metric is no field of a table; did you mean metrics"),
         ([ROW], {"title": ""}, "title is missing"),
         ([ROW], {"published": ["table_99"]}, "'table_99', which paper_tables.yaml lacks"),
+        ([{**ROW, "not_expressible": "No."}], {}, "has a config and is not_expressible"),
+        ([{"name": "a", "not_expressible": 1}], {}, "not_expressible is 1; it must be a string"),
+        ([{"name": "b", "not_expressible": "No."}, {**ROW, "start": "b"}], {}, "'b', which is not expressible"),
+        ([{**ROW, "published": {"paper": {"table": "bags_lvis", "row": {"id": 99}}}}], {}, "names no row: 0 rows"),
+        ([{**ROW, "published": {"web": {}}}], {}, "a reference for each of paper, repository"),
+        ([ROW], {"paper": "EQL v9", "place": "Table 1"}, "paper is 'EQL v9'; there are EQL, EQL v2"),
+        ([ROW], {"paper": "EQL"}, "paper and place belong together"),
     ],
 )
 def test_wrong_specification_names_file_and_field(write_table, rows, keys, message):
     with pytest.raises(InputError, match=message) as caught:
         write_table(rows, **keys)
     assert "tiny.yaml" in str(caught.value)
+
+
+def test_what_is_published_of_a_row(write_table):
+    """The row's own reference first; a config changed by the row's own opts is not the published one."""
+    reference = {"table": "bags_lvis", "row": {"id": 14}}
+    config = "LVISv0.5/eql/mask_rcnn_R_50_FPN_paper"
+    spec.CONFIGS.joinpath(config).parent.mkdir(parents=True)
+    spec.CONFIGS.joinpath(f"{config}.yaml").touch()
+    rows = [
+        {**ROW, "published": {"repository": reference}},
+        {"name": "plain", "config": config},
+        {"name": "changed", "config": config, "opts": ["A", 1]},
+        {"name": "missing", "not_expressible": "No such head.", "published": {"repository": reference}},
+    ]
+    table = write_table(rows)
+    own, plain, changed, missing = (row.published for row in table.rows)
+    assert own == missing == {"repository": reference}
+    assert plain["paper"]["table"] == "eql_table1" and changed == {}
+    assert [row.name for row in table.runnable] == ["a", "plain", "changed"] and table.rows[3].config is None
 
 
 def test_unknown_table_and_unreadable_file(place):
