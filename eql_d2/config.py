@@ -93,8 +93,10 @@ def _add_loss_settings(node: CN) -> None:
     node.EQL_V2.GAMMA = 12.0
     # Gradient ratio at which f is one half.
     node.EQL_V2.MU = 0.8
-    # How much more the positives of a class with gradient ratio 0 weigh.
+    # How much more the positives of a class with gradient ratio 0 weigh; 0 re-weights the negatives alone.
     node.EQL_V2.ALPHA = 4.0
+    # Negatives weigh f(g). False: they weigh 1, and the positives alone are re-weighted.
+    node.EQL_V2.REWEIGHT_NEGATIVES = True
     # Train the extra, category-agnostic column.
     node.EQL_V2.CATEGORY_AGNOSTIC = True
     # Multiply the scores by one minus the probability of the extra column.

@@ -32,7 +32,8 @@ class EqualizationLossV2(StatefulLoss):
         categories: number of classes K, or a CategoryFrequency (only its groups are used, for the log).
         gamma: slope of f.
         mu: ratio at which f is one half.
-        alpha: how much more the positives of a class with ratio 0 weigh.
+        alpha: how much more the positives of a class with ratio 0 weigh; with 0 the negatives alone are re-weighted.
+        reweight_negatives: whether negatives weigh r_j; without, they weigh 1 and the positives alone are re-weighted.
         category_agnostic: train the extra column.
         category_agnostic_test: multiply the scores by one minus its probability.
         prior: probability of each column before training, the extra one included, as in the authors' code.
@@ -44,12 +45,14 @@ class EqualizationLossV2(StatefulLoss):
         gamma: float = 12.0,
         mu: float = 0.8,
         alpha: float = 4.0,
+        reweight_negatives: bool = True,
         category_agnostic: bool = True,
         category_agnostic_test: bool = True,
         prior: float = 0.001,
     ):
         super().__init__(categories)
         self.gamma, self.mu, self.alpha = gamma, mu, alpha
+        self.reweight_negatives = reweight_negatives
         self.category_agnostic = category_agnostic
         self.category_agnostic_test = category_agnostic_test
         self.prior = prior
@@ -67,9 +70,18 @@ class EqualizationLossV2(StatefulLoss):
         """Return g, float64 ``[K]``."""
         return gradient_ratio(self.pos_grad, self.neg_grad, INITIAL_RATIO)
 
-    def negative_weight(self) -> Tensor:
-        """Return r = f(g), float64 ``[K]``."""
+    def mapped_ratio(self) -> Tensor:
+        """Return f(g), float64 ``[K]``."""
         return torch.sigmoid(self.gamma * (self.gradient_ratio() - self.mu))
+
+    def negative_weight(self) -> Tensor:
+        """Return r = f(g), or 1 where negatives are not re-weighted, float64 ``[K]``."""
+        mapped = self.mapped_ratio()
+        return mapped if self.reweight_negatives else torch.ones_like(mapped)
+
+    def positive_weight(self) -> Tensor:
+        """Return q = 1 + alpha (1 - f(g)), float64 ``[K]``."""
+        return 1 + self.alpha * (1 - self.mapped_ratio())
 
     def statistics(self) -> Dict[str, Tensor]:
         statistics = super().statistics()
@@ -78,8 +90,7 @@ class EqualizationLossV2(StatefulLoss):
         return statistics
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
-        negative = self.negative_weight()
-        positive = 1 + self.alpha * (1 - negative)
+        negative, positive = self.negative_weight(), self.positive_weight()
         if self.category_agnostic:
             negative, positive = (torch.cat([weight, weight.new_ones(1)]) for weight in (negative, positive))
         terms = weighted_sigmoid_cross_entropy(logits, gt_classes, negative, positive, with_sums=True)

@@ -81,8 +81,9 @@ def eql_v2(loss, state, logits, labels, verified):
             positive, negative = 1.0, 1.0
             if j < num_classes:
                 g = state["pos_grad"][j] / (state["neg_grad"][j] + 1e-10) if started else 100.0
-                negative = 1 / (1 + math.exp(-loss.gamma * (g - loss.mu)))
-                positive = 1 + loss.alpha * (1 - negative)
+                mapped = 1 / (1 + math.exp(-loss.gamma * (g - loss.mu)))
+                negative = mapped if loss.reweight_negatives else 1.0
+                positive = 1 + loss.alpha * (1 - mapped)
             total = total + (positive if j == y else negative) * binary(logits[r, j], j == y)
     return total / len(labels)
 

@@ -39,6 +39,17 @@ def test_without_the_category_agnostic_column():
     assert (loss.scores(logits)[:, 9] == 0).all()
 
 
+@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"reweight_negatives": False}])
+def test_one_side_alone_is_reweighted(settings):
+    loss = make_loss("EQL_V2", **settings)
+    assert_equals_slow(loss)
+    weights = {"alpha": loss.positive_weight(), "reweight_negatives": loss.negative_weight()}
+    (key,) = settings
+    torch.testing.assert_close(weights.pop(key), torch.ones(9).double())
+    (other,) = weights.values()
+    assert (other != 1).any()
+
+
 def test_category_agnostic_column_at_test():
     logits = random_logits(3, 10, dtype=torch.float32)
     plain = make_loss("EQL_V2", category_agnostic_test=False).scores(logits)
