@@ -220,6 +220,23 @@ def _add_loss_settings(node: CN) -> None:
     # Probability of each column before training.
     node.ECM.PRIOR = 0.001
 
+    node.GOL = CN()
+    # What spares tail classes: "droploss" (the paper's GOL), "eql", or "none", with a background column.
+    node.GOL.WEIGHTS = "droploss"
+    # Frequency threshold of DropLoss and EQL: a class in less than this share of all training images is tail (strict).
+    node.GOL.LAMBDA = 1.76e-3
+    # Probability of each column before training.
+    node.GOL.PRIOR = 6.18e-4
+    # Seed of DropLoss's random draws.
+    node.GOL.SEED = 0
+
+    node.IIF = CN()
+    # The factor of a class's logit by its share n / N: "raw" log(N / n), "base2", "base10", "smooth", "prob", "normit"
+    # or "gombit".
+    node.IIF.VARIANT = "raw"
+    # What n and N count: "images" or "instances".
+    node.IIF.COUNTS = "images"
+
 
 def _add_calibration_settings(node: CN) -> None:
     """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""

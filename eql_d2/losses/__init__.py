@@ -13,6 +13,8 @@ from eql_d2.losses.eql import EqualizationLoss
 from eql_d2.losses.eql_v2 import EqualizationLossV2
 from eql_d2.losses.federated import FederatedLoss
 from eql_d2.losses.focal import FocalLoss
+from eql_d2.losses.gol import GumbelOptimizedLoss
+from eql_d2.losses.iif import InverseImageFrequencyLoss
 from eql_d2.losses.inverse_frequency import InverseFrequencyLoss
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY, build_classifier_loss, default_settings
 from eql_d2.losses.seesaw import SeesawLoss
@@ -37,7 +39,9 @@ __all__ = [
     "EqualizedFocalLoss",
     "FederatedLoss",
     "FocalLoss",
+    "GumbelOptimizedLoss",
     "InverseFrequencyLoss",
+    "InverseImageFrequencyLoss",
     "LogN",
     "LogitStatistics",
     "NorCal",

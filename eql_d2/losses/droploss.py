@@ -60,14 +60,24 @@ class DropLoss(RandomLoss):
             statistics.update(self.group_means("negative_weight", 1 - spared * self.tail[:-1]))
         return statistics
 
+    def negative_weights(self, gt_classes: Tensor, like: Tensor) -> Tensor:
+        """Draw the weights of this step's negatives, ``[R, K]`` in the dtype of ``like``: 1, or 0 where one is dropped.
+
+        Args:
+            gt_classes: int64 ``[R]``.
+            like: gives dtype and device.
+        """
+        generator = self.next_generator(like.device)
+        size = len(gt_classes), self.num_classes
+        kept = random_mask(*size, self.kept_share(gt_classes), like, generator)
+        kept.mul_((gt_classes == self.num_classes).to(like.dtype).unsqueeze(1))
+        # Tail classes: what was drawn; other classes: 1.
+        tail = self.tail[:-1].to(like.dtype)
+        return kept.mul_(tail).add_(1 - tail)
+
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
-        generator = self.next_generator(logits.device)
         with torch.no_grad():
-            kept = random_mask(*logits.shape, self.kept_share(gt_classes), logits, generator)
-            kept.mul_((gt_classes == self.num_classes).to(logits.dtype).unsqueeze(1))
-            # Tail classes: what was drawn; other classes: 1.
-            tail = self.tail[:-1].to(logits.dtype)
-            weight = kept.mul_(tail).add_(1 - tail)
+            weight = self.negative_weights(gt_classes, logits)
         return mean_over_regions(weighted_sigmoid_cross_entropy(logits, gt_classes, weight).total, len(logits))
 
     def scores(self, logits: Tensor) -> Tensor:

@@ -135,6 +135,34 @@ def weighted_sigmoid_cross_entropy(
     return _finish(logits, loss, gradient, targets, with_sums)
 
 
+def weighted_gumbel_cross_entropy(
+    logits: Tensor, gt_classes: Tensor, negative_weight: Optional[Tensor] = None, bounds: Tuple[float, float] = (-4, 10)
+) -> LossTerms:
+    """Sum of ``-w_neg (1 - y) log(1 - P(z)) - y log P(z)`` with the Gumbel distribution ``P(z) = exp(-exp(-z))``.
+
+    In the domain of logarithms: ``-log P = exp(-z)``, whose derivative has no quotient that rounding could spoil.
+
+    Args:
+        logits: float32 or float64 ``[R, C]``.
+        gt_classes: int64 ``[R]``; a label of C or more is the positive of no column.
+        negative_weight: ``[C]`` or ``[R, C]``; 1 if not given. At targets it is not looked at.
+        bounds: logits are clamped to them; beyond, the gradient is zero.
+    """
+    with torch.no_grad():
+        index, inside = target_index(gt_classes, logits.shape[1])
+        within = (logits >= bounds[0]).logical_and_(logits <= bounds[1])
+        rate = logits.clamp(*bounds).neg_().exp_()  # -log P
+        loss = -torch.log(-torch.expm1(-rate))
+        gradient = (rate / torch.expm1(rate)).mul_(within)  # exp(-z) P / (1 - P)
+        if negative_weight is not None:
+            negative_weight = negative_weight.to(logits.dtype)
+            loss.mul_(negative_weight)
+            gradient.mul_(negative_weight)
+        target_loss = rate.gather(1, index)
+        targets = (index, inside, target_loss, -target_loss * within.gather(1, index))
+    return _finish(logits, loss, gradient, targets, with_sums=False)
+
+
 def focal_cross_entropy(
     logits: Tensor,
     gt_classes: Tensor,

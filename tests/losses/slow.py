@@ -257,6 +257,39 @@ def ecm(loss, state, logits, labels, verified):
     return total / len(labels)
 
 
+def gumbel(z, target, weight=1.0):
+    """Cross-entropy of one logit with the Gumbel distribution."""
+    probability = torch.exp(-torch.exp(-z.clamp(-4, 10)))
+    return -torch.log(probability) if target else -weight * torch.log1p(-probability)
+
+
+def gol(loss, state, logits, labels, verified):
+    num_classes, total = loss.num_classes, 0
+    if loss.weights == "none":
+        for r, y in enumerate(labels):
+            total = total + sum(gumbel(logits[r, j], j == y) for j in range(num_classes + 1))
+        return (total / len(labels)).clamp(max=20)
+    frequency = counts_of(loss)
+    tail = [n / frequency.num_images < loss.lambda_ for n in frequency.image_count.tolist()]
+    foreground = [y for y in labels if y < num_classes]
+    share = sum(tail[y] for y in foreground) / len(foreground) if foreground else 1.0
+    share = share if loss.weights == "droploss" else 1.0
+    kept = random_mask(len(labels), num_classes, share, logits, loss.next_generator(logits.device))
+    for r, y in enumerate(labels):
+        for j in range(num_classes):
+            weight = 1.0 if not tail[j] else float(y == num_classes and kept[r, j] > 0)
+            total = total + gumbel(logits[r, j], j == y, weight)
+    return total / len(labels)
+
+
+def iif(loss, state, logits, labels, verified):
+    frequency, total = counts_of(loss), 0
+    factor = [math.log(frequency.num_images / n) for n in frequency.image_count.tolist()] + [1.0]
+    for r, y in enumerate(labels):
+        total = total + softmax_entropy([z * f for z, f in zip(logits[r], factor)], y)
+    return total / len(labels)
+
+
 SLOW_LOSSES = {
     "SOFTMAX": softmax,
     "SIGMOID": sigmoid,
@@ -275,4 +308,6 @@ SLOW_LOSSES = {
     "DROPLOSS": droploss,
     "BALANCED_SOFTMAX": balanced_softmax,
     "ECM": ecm,
+    "GOL": gol,
+    "IIF": iif,
 }
