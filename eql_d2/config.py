@@ -64,6 +64,8 @@ def add_eql_config(cfg: CN) -> None:
 def _add_loss_settings(node: CN) -> None:
     """Add one node for each registered loss; a key is the constructor argument's name in upper case."""
     node.SOFTMAX = CN()
+    # A background column (detection), or none (plain classification).
+    node.SOFTMAX.BACKGROUND = True
 
     node.SIGMOID = CN()
     # Probability of each class before training; sets the initial bias of the classifier.
@@ -165,6 +167,8 @@ def _add_loss_settings(node: CN) -> None:
     node.CLASS_BALANCED.MIN_WEIGHT = 0.1
     # Largest weight of a class; .inf for no bound.
     node.CLASS_BALANCED.MAX_WEIGHT = 5.0
+    # A background column (detection), or none (plain classification).
+    node.CLASS_BALANCED.BACKGROUND = True
 
     node.INVERSE_FREQUENCY = CN()
     # Weights are instances^-power, divided by their mean; 0.5 for the square root.
@@ -173,6 +177,8 @@ def _add_loss_settings(node: CN) -> None:
     node.INVERSE_FREQUENCY.MIN_WEIGHT = 0.1
     # Largest weight of a class; .inf for no bound.
     node.INVERSE_FREQUENCY.MAX_WEIGHT = 5.0
+    # A background column (detection), or none (plain classification).
+    node.INVERSE_FREQUENCY.BACKGROUND = True
 
     node.FOCAL = CN()
     # Focusing parameter.
@@ -189,6 +195,8 @@ def _add_loss_settings(node: CN) -> None:
     node.SEESAW.Q = 2.0
     # Least probability of the right class in the compensation factor.
     node.SEESAW.EPS = 0.01
+    # The two columns of objectness (detection), or none (plain classification).
+    node.SEESAW.BACKGROUND = True
 
     node.FEDERATED = CN()
     # Classes that take part in a step, at least.

@@ -1,14 +1,13 @@
 """Softmax losses that add a prior of each class to the logits while training, and treat background apart."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from eql_d2.losses.base import Categories, ClassifierLoss, append_background, widen
+from eql_d2.losses.base import Categories, SoftmaxColumns
 
 
-class AdjustedSoftmaxLoss(ClassifierLoss):
-    """What Softmax-EQL and balanced softmax share: columns, the place of background, and the scores.
+class AdjustedSoftmaxLoss(SoftmaxColumns):
+    """What Softmax-EQL and balanced softmax share: the place of background in a prior of the classes.
 
     Both add ``log prior_j`` to the logits of class j during training. For detection (``background=True``) there are
     K + 1 columns, the last one background, which takes no part in the prior: its adjustment is that of an average
@@ -16,31 +15,18 @@ class AdjustedSoftmaxLoss(ClassifierLoss):
     tail; with a prior of its own, its logit would be trained low by that factor and, since the prior is absent at test,
     every background region would come out as foreground.
 
-    For plain classification (``background=False``) there are K columns; a region labelled K gives no loss, and column
-    K of the scores is zero.
-
     Args:
         categories: as for :class:`~eql_d2.losses.base.ClassifierLoss`.
         background: detection (K + 1 columns) or plain classification (K).
     """
 
-    scores_sum_to_one = True
-
     def __init__(self, categories: Categories, background: bool):
         super().__init__(categories)
         self.background = background
 
-    @property
-    def num_logits(self) -> int:
-        return self.num_classes + self.background
-
     def with_background(self, foreground: Tensor, background: Tensor) -> Tensor:
         """Append the adjustment of background (a scalar tensor) to ``[K]`` if there is such a column."""
         return torch.cat([foreground, background.reshape(1)]) if self.background else foreground
-
-    def scores(self, logits: Tensor) -> Tensor:
-        scores = F.softmax(widen(logits), dim=1)
-        return scores if self.background else append_background(scores)
 
 
 def mean_adjustment(prior: Tensor, exponent: float) -> Tensor:

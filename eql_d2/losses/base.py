@@ -38,6 +38,9 @@ class ClassifierLoss(nn.Module, ABC):
     needs_frequency = False
     #: Whether each row of the scores, background included, sums to one.
     scores_sum_to_one = False
+    #: Whether regions may be background. A loss with a column for background that can do without takes the constructor
+    #: argument ``background``: with False it has K columns, for images, which always show a class.
+    background = True
 
     def __init__(self, categories: Categories):
         super().__init__()
@@ -63,6 +66,14 @@ class ClassifierLoss(nn.Module, ABC):
     @abstractmethod
     def num_logits(self) -> int:
         """Width of the linear layer that feeds this loss."""
+
+    @property
+    def has_background_logits(self) -> bool:
+        """Whether there are logits beside those of the K classes: for background, objectness, or other classes.
+
+        A loss without them serves tasks that know no background, such as image classification.
+        """
+        return self.num_logits > self.num_classes
 
     def initial_bias(self) -> Tensor:
         """Return the initial bias of each logit, float32 ``[num_logits]``. Zero unless the method has a prior."""
@@ -149,6 +160,24 @@ class ClassifierLoss(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.describe().items() if key != "loss")
+
+
+class SoftmaxColumns(ClassifierLoss):
+    """The columns and scores of a softmax: K classes, then background unless ``background`` is False.
+
+    Without that column a region labelled K gives no loss, and column K of the scores is zero. Subclasses with a
+    constructor argument ``background`` set the attribute.
+    """
+
+    scores_sum_to_one = True
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_classes + self.background
+
+    def scores(self, logits: Tensor) -> Tensor:
+        scores = F.softmax(widen(logits), dim=1)
+        return scores if self.background else append_background(scores)
 
 
 def widen(logits: Tensor) -> Tensor:

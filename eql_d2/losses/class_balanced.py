@@ -19,17 +19,23 @@ class ClassBalancedLoss(ReweightedSoftmaxLoss):
         beta: in [0, 1); 0 weighs all classes alike, towards 1 it becomes the inverse frequency.
         min_weight: least weight.
         max_weight: largest weight.
+        background: detection (K + 1 columns) or plain classification (K).
 
     Raises:
         InputError: if beta is not in [0, 1) or the bounds are not in order.
     """
 
     def __init__(
-        self, frequency: CategoryFrequency, beta: float = 0.999, min_weight: float = 0.1, max_weight: float = 5.0
+        self,
+        frequency: CategoryFrequency,
+        beta: float = 0.999,
+        min_weight: float = 0.1,
+        max_weight: float = 5.0,
+        background: bool = True,
     ):
         if not 0 <= beta < 1:
             raise InputError(f"CLASS_BALANCED's BETA is {beta}; it lies in [0, 1).")
-        super().__init__(frequency, min_weight, max_weight)
+        super().__init__(frequency, min_weight, max_weight, background)
         self.beta = beta
         counts = frequency.instance_count.double().clamp(min=1)
         self.register_weight((1 - beta) / (1 - beta**counts))

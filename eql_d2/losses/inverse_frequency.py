@@ -18,14 +18,20 @@ class InverseFrequencyLoss(ReweightedSoftmaxLoss):
         power: exponent of the inverse frequency.
         min_weight: least weight.
         max_weight: largest weight.
+        background: detection (K + 1 columns) or plain classification (K).
 
     Raises:
         InputError: if the bounds are not in order.
     """
 
     def __init__(
-        self, frequency: CategoryFrequency, power: float = 1.0, min_weight: float = 0.1, max_weight: float = 5.0
+        self,
+        frequency: CategoryFrequency,
+        power: float = 1.0,
+        min_weight: float = 0.1,
+        max_weight: float = 5.0,
+        background: bool = True,
     ):
-        super().__init__(frequency, min_weight, max_weight)
+        super().__init__(frequency, min_weight, max_weight, background)
         self.power = power
         self.register_weight(frequency.instance_count.double().clamp(min=1) ** -power)

@@ -13,16 +13,17 @@ from eql_d2.losses.softmax import SoftmaxLoss
 
 
 class ReweightedSoftmaxLoss(SoftmaxLoss):
-    """Softmax cross-entropy in which a region weighs as its class does; background weighs 1.
+    """Softmax cross-entropy in which a region weighs as its class does; background, where there is one, weighs 1.
 
     The sum is divided by the number of regions, not by the sum of weights (as in BAGS's re-weighting baselines).
 
-    Logits: K classes, then background.
+    Logits: K classes, then background unless ``background=False``.
 
     Args:
         frequency: counts of the training set.
         min_weight: least weight.
         max_weight: largest weight.
+        background: detection (K + 1 columns) or plain classification (K).
 
     Raises:
         InputError: if the bounds are not in order.
@@ -30,8 +31,8 @@ class ReweightedSoftmaxLoss(SoftmaxLoss):
 
     needs_frequency = True
 
-    def __init__(self, frequency: CategoryFrequency, min_weight: float, max_weight: float):
-        super().__init__(frequency)
+    def __init__(self, frequency: CategoryFrequency, min_weight: float, max_weight: float, background: bool):
+        super().__init__(frequency, background)
         if not 0 <= min_weight <= max_weight:
             raise InputError(f"MIN_WEIGHT is {min_weight} and MAX_WEIGHT {max_weight}; 0 <= MIN_WEIGHT <= MAX_WEIGHT.")
         self.min_weight, self.max_weight = min_weight, max_weight

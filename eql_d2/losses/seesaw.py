@@ -26,7 +26,8 @@ class SeesawLoss(StatefulLoss):
     N is summed over all ranks (mmdetection counts each process on its own). At test a class's score is its probability
     times that of foreground.
 
-    Logits: K classes, then foreground, then background.
+    Logits: K classes, then foreground, then background; the K classes alone with ``background=False``, where the loss
+    is the first softmax's (the paper's form for image classification).
 
     Args:
         categories: number of classes K, or a CategoryFrequency (only its groups are used, for the log; the counts are
@@ -34,19 +35,23 @@ class SeesawLoss(StatefulLoss):
         p: exponent of the mitigation factor.
         q: exponent of the compensation factor.
         eps: least p_i in the compensation factor, as in mmdetection.
+        background: detection, with the two columns of objectness, or plain classification (K columns).
     """
 
     scores_sum_to_one = True
 
-    def __init__(self, categories: Categories, p: float = 0.8, q: float = 2.0, eps: float = 0.01):
+    def __init__(
+        self, categories: Categories, p: float = 0.8, q: float = 2.0, eps: float = 0.01, background: bool = True
+    ):
         super().__init__(categories)
+        self.background = background
         self.p, self.q, self.eps = p, q, eps
         self.register_sum("num_seen", self.num_classes)
         self._parts: Optional[Tuple[Tensor, Tensor]] = None
 
     @property
     def num_logits(self) -> int:
-        return self.num_classes + 2
+        return self.num_classes + 2 * self.background
 
     def statistics(self) -> Dict[str, Tensor]:
         statistics = super().statistics()
@@ -80,20 +85,24 @@ class SeesawLoss(StatefulLoss):
         with torch.no_grad():
             # One matrix holds the adjusted logits of both softmaxes, and then their gradients.
             gradient = torch.empty_like(logits)
-            classes, objectness = gradient.split([num_classes, 2], dim=1)
+            classes = gradient[:, :num_classes]
             self.seesaw_adjustment(logits[:, :num_classes], gt_classes, out=classes).add_(logits[:, :num_classes])
-            objectness.copy_(logits[:, num_classes:])
             index, is_foreground = target_index(gt_classes, num_classes)
             weight = is_foreground.to(logits.dtype)
             loss_classes, target_gradient = softmax_gradient_(classes, index, weight)
             classes.scatter_(1, index, target_gradient)
-            is_background = (~is_foreground).long()
-            loss_objectness, target_gradient = softmax_gradient_(objectness, is_background, torch.ones_like(weight))
-            objectness.scatter_(1, is_background, target_gradient)
+            loss_objectness = loss_classes.new_zeros(())
+            if self.background:
+                objectness = gradient[:, num_classes:].copy_(logits[:, num_classes:])
+                is_background = (~is_foreground).long()
+                loss_objectness, target_gradient = softmax_gradient_(objectness, is_background, torch.ones_like(weight))
+                objectness.scatter_(1, is_background, target_gradient)
             self._parts = tuple(mean_over_regions(part, len(logits)) for part in (loss_classes, loss_objectness))
         return mean_over_regions(attach_gradient(logits, loss_classes + loss_objectness, gradient), len(logits))
 
     def scores(self, logits: Tensor) -> Tensor:
+        if not self.background:
+            return append_background(F.softmax(widen(logits), dim=1))
         classes, objectness = widen(logits).split([self.num_classes, 2], dim=1)
         foreground, background = F.softmax(objectness, dim=1).unbind(1)
         return append_background(F.softmax(classes, dim=1) * foreground.unsqueeze(1), background)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eql_d2.data.frequency import CategoryFrequency
-from eql_d2.losses.base import append_background, mean_over_regions, widen
+from eql_d2.losses.base import SoftmaxColumns, mean_over_regions
 from eql_d2.losses.functional import attach_gradient, random_mask, softmax_gradient_, target_index
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.state import RandomLoss
@@ -17,7 +17,7 @@ LEFT_OUT = -1e7
 
 
 @CLASSIFIER_LOSS_REGISTRY.register("SEQL")
-class SoftmaxEqualizationLossV1(RandomLoss):
+class SoftmaxEqualizationLossV1(RandomLoss, SoftmaxColumns):
     """Softmax EQL (Tan et al., arXiv 2003.05176, equations 9 to 11), the form of EQL for image classification.
 
     ``p_j = exp(z_j) / sum_k w_k exp(z_k)`` with ``w_k = 1 - beta T(f_k) (1 - y_k)``; beta is 1 with probability gamma,
@@ -39,7 +39,6 @@ class SoftmaxEqualizationLossV1(RandomLoss):
     """
 
     needs_frequency = True
-    scores_sum_to_one = True
 
     def __init__(
         self,
@@ -55,10 +54,6 @@ class SoftmaxEqualizationLossV1(RandomLoss):
         self.exclude_background, self.background = exclude_background, background
         tail = F.pad(frequency.tail_mask(lambda_).float(), (0, int(background)))
         self.register_buffer("tail", tail, persistent=False)
-
-    @property
-    def num_logits(self) -> int:
-        return self.num_classes + self.background
 
     def describe(self) -> Dict[str, Any]:
         return {**super().describe(), "num_tail_classes": int(self.tail.sum())}
@@ -83,7 +78,3 @@ class SoftmaxEqualizationLossV1(RandomLoss):
             total, target_gradient = softmax_gradient_(gradient, index, inside.to(logits.dtype), drop_least=True)
             gradient.scatter_(1, index, target_gradient)
         return mean_over_regions(attach_gradient(logits, total, gradient), len(logits))
-
-    def scores(self, logits: Tensor) -> Tensor:
-        scores = F.softmax(widen(logits), dim=1)
-        return scores if self.background else append_background(scores)

@@ -227,7 +227,8 @@ def seesaw(loss, state, logits, labels, verified):
         if y < num_classes:
             seen[y] += 1
     for r, y in enumerate(labels):
-        total = total + softmax_entropy(logits[r, -2:], int(y == num_classes))
+        if loss.background:
+            total = total + softmax_entropy(logits[r, -2:], int(y == num_classes))
         if y == num_classes:
             continue
         p = torch.softmax(logits[r, :num_classes].detach(), 0).tolist()

@@ -24,6 +24,9 @@ from tests.losses.helpers import (
 )
 from tests.losses.slow import SLOW_LOSSES
 
+losses_that_may_leave_background_out = pytest.mark.parametrize(
+    "name", [name for name in LOSS_NAMES if "background" in default_settings(name)]
+)
 every_loss = pytest.mark.parametrize("name", LOSS_NAMES)
 stateful_losses = pytest.mark.parametrize(
     "name", [name for name, cls in CLASSIFIER_LOSS_REGISTRY if issubclass(cls, StatefulLoss)]
@@ -56,6 +59,19 @@ def test_every_loss_has_a_slow_twin():
 @every_loss
 def test_equals_slow_formula(name):
     assert_equals_slow(make_loss(name))
+
+
+@losses_that_may_leave_background_out
+def test_without_background(name):
+    """K columns, the slow formula over them, and scores of the K classes that sum to one."""
+    loss = make_loss(name, background=False)
+    assert loss.num_logits == NUM_CLASSES
+    assert not loss.has_background_logits
+    assert_equals_slow(loss)
+    scores = loss.scores(random_logits(5, NUM_CLASSES))
+    assert (scores[:, NUM_CLASSES] == 0).all()
+    torch.testing.assert_close(scores.sum(1), torch.ones(5, dtype=torch.float64))
+    assert make_loss(name).has_background_logits
 
 
 @every_loss
