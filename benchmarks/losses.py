@@ -42,6 +42,7 @@ SOFTMAX_LOSSES = {
     "BAGS",
     "BALANCED_SOFTMAX",
     "CLASS_BALANCED",
+    "IIF",
     "INVERSE_FREQUENCY",
     "SEESAW",
     "SEQL",

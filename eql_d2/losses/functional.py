@@ -5,7 +5,7 @@ down, computed beside the value, and handed to autograd by :func:`attach_gradien
 flows into them.
 """
 
-from typing import NamedTuple, Optional, Tuple, Union
+from typing import Callable, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 #: Numbers that underflow take a processor ten times as long as others, and add nothing.
 LEAST_EXPONENT = -60.0
 LEAST_EXPONENTIAL = 1e-26
+#: Entries that an elementwise loss works on at once. More would cost memory and gain no time: 64 MiB in float32.
+ENTRIES_AT_ONCE = 1 << 24
 
 
 class LossTerms(NamedTuple):
@@ -87,23 +89,49 @@ def _column_sums(gradient: Tensor, index: Tensor, inside: Tensor, at_target: Ten
     return positive, negative
 
 
-def _finish(
-    logits: Tensor, loss: Tensor, gradient: Tensor, targets: Tuple[Tensor, Tensor, Tensor, Tensor], with_sums: bool
+#: The four matrices that an elementwise loss is made of, for some of the regions: loss and gradient of each entry as a
+#: negative ``[r, C]``, and of the target entries ``[r, 1]``.
+Entries = Tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _sum_entries(
+    logits: Tensor, gt_classes: Tensor, entries: Callable[[Tensor, slice, Tensor], Entries], with_sums: bool = False
 ) -> LossTerms:
-    """Put the target entries into ``loss`` and ``gradient`` of the negatives, and sum up.
+    """Sum up a loss of independent entries, some rows at a time: nothing but the gradient is as large as the logits.
 
     Args:
         logits: ``[R, C]``.
-        loss: ``[R, C]`` loss of each entry as a negative; changed in place.
-        gradient: ``[R, C]`` its gradient; changed in place.
-        targets: index, inside, loss and gradient of the target entries, ``[R, 1]`` each.
+        gt_classes: int64 ``[R]``; a label of C or more is the positive of no column.
+        entries: takes the logits of some rows, which rows these are and their target columns ``[r, 1]``; returns new
+            tensors.
         with_sums: also return the column sums of the gradient.
     """
-    index, inside, target_loss, target_gradient = targets
-    _replace_targets(loss, index, inside, target_loss)
-    sums = _column_sums(gradient, index, inside, target_gradient) if with_sums else (None, None)
-    _replace_targets(gradient, index, inside, target_gradient)
-    return LossTerms(attach_gradient(logits, loss.sum(), gradient), *sums)
+    num_rows, num_columns = logits.shape
+    step = max(ENTRIES_AT_ONCE // max(num_columns, 1), 1)
+    total = logits.new_zeros(())
+    sums = [logits.new_zeros(num_columns), logits.new_zeros(num_columns)] if with_sums else [None, None]
+    with torch.no_grad():
+        gradients = torch.empty_like(logits) if num_rows > step else None
+        for start in range(0, max(num_rows, 1), step):
+            rows = slice(start, min(start + step, num_rows))
+            index, inside = target_index(gt_classes[rows], num_columns)
+            loss, gradient, target_loss, target_gradient = entries(logits[rows], rows, index)
+            _replace_targets(loss, index, inside, target_loss)
+            total = total + loss.sum()
+            if with_sums:
+                of_rows = _column_sums(gradient, index, inside, target_gradient)
+                sums = [sum_ + more for sum_, more in zip(sums, of_rows)]
+            _replace_targets(gradient, index, inside, target_gradient)
+            if gradients is None:
+                gradients = gradient
+            else:
+                gradients[rows] = gradient
+    return LossTerms(attach_gradient(logits, total, gradients), *sums)
+
+
+def _rows_of(weight: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Return the weights of some rows: those of ``[R, C]``, or all of ``[C]``, which are the same for each row."""
+    return (weight[rows] if weight.ndim == 2 else weight).to(dtype)
 
 
 def weighted_sigmoid_cross_entropy(
@@ -122,17 +150,18 @@ def weighted_sigmoid_cross_entropy(
         positive_weight: ``[C]``; 1 if not given.
         with_sums: also return the column sums of the weighted gradient.
     """
-    with torch.no_grad():
-        index, inside = target_index(gt_classes, logits.shape[1])
+
+    def entries(logits: Tensor, rows: slice, index: Tensor) -> Entries:
         at_target = logits.gather(1, index)
         weight = 1 if positive_weight is None else positive_weight.to(logits.dtype)[index]
         loss, gradient = F.softplus(logits), torch.sigmoid(logits)
         if negative_weight is not None:
-            negative_weight = negative_weight.to(logits.dtype)
-            loss.mul_(negative_weight)
-            gradient.mul_(negative_weight)
-        targets = (index, inside, weight * F.softplus(-at_target), -weight * torch.sigmoid(-at_target))
-    return _finish(logits, loss, gradient, targets, with_sums)
+            of_rows = _rows_of(negative_weight, rows, logits.dtype)
+            loss.mul_(of_rows)
+            gradient.mul_(of_rows)
+        return loss, gradient, weight * F.softplus(-at_target), -weight * torch.sigmoid(-at_target)
+
+    return _sum_entries(logits, gt_classes, entries, with_sums)
 
 
 def weighted_gumbel_cross_entropy(
@@ -148,19 +177,20 @@ def weighted_gumbel_cross_entropy(
         negative_weight: ``[C]`` or ``[R, C]``; 1 if not given. At targets it is not looked at.
         bounds: logits are clamped to them; beyond, the gradient is zero.
     """
-    with torch.no_grad():
-        index, inside = target_index(gt_classes, logits.shape[1])
+
+    def entries(logits: Tensor, rows: slice, index: Tensor) -> Entries:
         within = (logits >= bounds[0]).logical_and_(logits <= bounds[1])
         rate = logits.clamp(*bounds).neg_().exp_()  # -log P
         loss = -torch.log(-torch.expm1(-rate))
         gradient = (rate / torch.expm1(rate)).mul_(within)  # exp(-z) P / (1 - P)
         if negative_weight is not None:
-            negative_weight = negative_weight.to(logits.dtype)
-            loss.mul_(negative_weight)
-            gradient.mul_(negative_weight)
+            of_rows = _rows_of(negative_weight, rows, logits.dtype)
+            loss.mul_(of_rows)
+            gradient.mul_(of_rows)
         target_loss = rate.gather(1, index)
-        targets = (index, inside, target_loss, -target_loss * within.gather(1, index))
-    return _finish(logits, loss, gradient, targets, with_sums=False)
+        return loss, gradient, target_loss, -target_loss * within.gather(1, index)
+
+    return _sum_entries(logits, gt_classes, entries)
 
 
 def focal_cross_entropy(
@@ -181,8 +211,8 @@ def focal_cross_entropy(
         weight: ``[C]`` weight of each column; 1 if not given.
         with_sums: also return the column sums of the gradient.
     """
-    with torch.no_grad():
-        index, inside = target_index(gt_classes, logits.shape[1])
+
+    def entries(logits: Tensor, rows: slice, index: Tensor) -> Entries:
         probability = torch.sigmoid(logits)
         # d/dz of p^g softplus(z) is p^g (g (1 - p) softplus(z) + p).
         loss = F.softplus(logits)
@@ -190,8 +220,9 @@ def focal_cross_entropy(
         modulation = _power_(probability, gamma).mul_(1 - alpha if weight is None else (1 - alpha) * weight)
         loss.mul_(modulation)
         gradient.mul_(modulation)
-        targets = (index, inside, *_focal_targets(logits.gather(1, index), index, gamma, alpha, weight))
-    return _finish(logits, loss, gradient, targets, with_sums)
+        return loss, gradient, *_focal_targets(logits.gather(1, index), index, gamma, alpha, weight)
+
+    return _sum_entries(logits, gt_classes, entries, with_sums)
 
 
 def _power_(probability: Tensor, gamma: Union[float, Tensor]) -> Tensor:

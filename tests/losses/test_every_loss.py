@@ -75,6 +75,13 @@ def test_without_background(name):
 
 
 @every_loss
+def test_a_few_entries_at_once_change_nothing(name, monkeypatch):
+    whole = run(make_loss(name).double(), 2)
+    monkeypatch.setattr("eql_d2.losses.functional.ENTRIES_AT_ONCE", 3 * NUM_CLASSES + 5)
+    torch.testing.assert_close(run(make_loss(name).double(), 2), whole)
+
+
+@every_loss
 def test_config_node_equals_constructor(name):
     node = getattr(get_cfg().MODEL.LONG_TAIL, name)
     assert {argument_name(key): value for key, value in node.items()} == default_settings(name)
