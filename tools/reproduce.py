@@ -7,6 +7,7 @@
     python tools/reproduce.py status TABLE
     python tools/reproduce.py report TABLE --format markdown|csv|latex|html [--baseline ROW] [--output FILE]
     python tools/reproduce.py plot TABLE --output FILE.png [--metrics segm/AP bbox/AP-fixed]
+    python tools/reproduce.py coverage [--output docs/coverage.md]
 
 TABLE is a file of configs/tables without its suffix, or the path of a YAML file. docs/reproduce.md describes both.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from eql_d2.errors import InputError, run_tool
 from eql_d2.experiments import reproduce
 from eql_d2.experiments.comparison import collect
+from eql_d2.experiments.coverage import make_coverage
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
 from eql_d2.experiments.plot import plot_table
 from eql_d2.experiments.spec import load_table, table_names
@@ -57,6 +59,8 @@ def parse_args() -> argparse.Namespace:
     plot.add_argument("--metrics", nargs="+", metavar="METRIC", help="a panel for each; default: first and last AP")
     plot.add_argument("--baseline", metavar="ROW", help="of all rows, in the place of each paper's own")
     plot.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
+    coverage = commands.add_parser("coverage", help="which tables of the papers can be run, as docs/coverage.md")
+    coverage.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
     return parser.parse_args()
 
 
@@ -79,6 +83,12 @@ def main() -> int:
     if args.command == "list":
         for name in table_names():
             print(f"{name}: {load_table(name).title}")
+        return 0
+    if args.command == "coverage":
+        if args.output is None:
+            print(make_coverage(), end="")
+        else:
+            write_whole(args.output, make_coverage())
         return 0
     table = load_table(args.table)
     args.results, args.runs = args.results.resolve(), args.runs.resolve()

@@ -185,7 +185,8 @@ def published_value(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str
     Args:
         tables: as :func:`~eql_d2.experiments.model_zoo.read_tables` returns them.
         reference: ``table``, ``row`` and, where a cell holds two numbers of two models, ``part``.
-        metric: as ``segm/APr``.
+        metric: as ``segm/APr``; ``bbox_TTA/AP`` is that of test-time augmentation, and of a kind that is no box's or
+            mask's, as ``oid/AP1``, the name is that of the column.
 
     Raises:
         InputError: if there is no such table, or not exactly one such row.
@@ -196,6 +197,10 @@ def published_value(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str
         numbers = str(row["box AP / mask AP"]).split(" / ")
         position = {"bbox": 0, "segm": 1}.get(kind, len(numbers))
         return numbers[position] if name == "AP" and position < len(numbers) else None
+    kind = kind.removesuffix("_TTA")  # with test-time augmentation
+    if kind not in ("bbox", "segm"):  # metrics of other tasks are called as the papers' columns are
+        return None if row.get(name) is None else str(row[name])
+    metric = f"{kind}/{name}"
     measured = "box" if table["metric"].startswith("box") else "mask"
     column = _PUBLISHED_COLUMNS[measured].get(metric)
     if column is None and kind == {"mask": "segm", "box": "bbox"}[measured]:

@@ -27,8 +27,10 @@ A specification is a mapping:
     AP-fixed needs many more detections of an image than AP counts, which would cost time if masks were computed too.
 ``caveats``
     list of sentences, printed under the table.
-``paper``, ``place``
-    the paper that prints the table, a key of :data:`PAPERS`, and where in it; both or none (docs/coverage.md).
+``paper``
+    the paper that prints the table, a key of :data:`PAPERS`; optional. docs/coverage.md lists those that have one.
+``small_copy``
+    name of the specification that makes the same comparison on the generated data set; optional.
 ``_BASE_``
     another specification, relative to this file. Its keys are taken over unless given here; ``opts`` and ``caveats``
     are put before, ``prepare`` and ``generate`` are merged.
@@ -123,7 +125,7 @@ class Table:
         prepare: rows that others start from, by name; not printed.
         fixed_opts: config overrides of the second evaluation; empty for none.
         paper: a key of :data:`PAPERS`, empty for a table of this project's own.
-        place: where the paper prints it.
+        small_copy: name of the table with the same comparison on the generated data set.
     """
 
     name: str
@@ -137,7 +139,7 @@ class Table:
     fixed_opts: Tuple[str, ...] = ()
     caveats: Tuple[str, ...] = ()
     paper: str = ""
-    place: str = ""
+    small_copy: str = ""
 
     @property
     def runnable(self) -> Tuple[Row, ...]:
@@ -220,7 +222,7 @@ class _Parser:
 
     def table(self) -> Table:
         known = {"title", "dataset", "rows", "metrics", "seeds", "baseline", "columns", "published", "fixed_opts"}
-        known.update(_MERGED, _JOINED, ("paper", "place"))
+        known.update(_MERGED, _JOINED, ("paper", "small_copy"))
         self.check_keys(self.content, known, "")
         for key in ("title", "dataset", "rows", "metrics"):
             if not self.content.get(key):
@@ -228,11 +230,11 @@ class _Parser:
         for metric in self.content["metrics"]:
             if not isinstance(metric, str) or metric.count("/") != 1:
                 self.fail(f"metrics has {metric!r}; it must be kind/metric, as segm/APr.")
-        paper, place = self.content.get("paper", ""), self.content.get("place", "")
+        paper, small_copy = self.content.get("paper", ""), self.content.get("small_copy", "")
         if paper and paper not in PAPERS:
             self.fail(f"paper is {paper!r}; there are {', '.join(PAPERS)}.")
-        if bool(paper) != bool(place):
-            self.fail("paper and place belong together; one of them is missing.")
+        if small_copy and not self.path.with_name(f"{small_copy}.yaml").is_file():
+            self.fail(f"small_copy is {small_copy!r}, which is no table beside it.")
         prepare = {}
         for name, entry in (self.content.get("prepare") or {}).items():
             entry = {**entry, "name": name, "seeds": [PREPARATION_SEED]}
@@ -251,7 +253,7 @@ class _Parser:
             fixed_opts=tuple(str(word) for word in self.content.get("fixed_opts") or ()),
             caveats=tuple(self.content.get("caveats") or ()),
             paper=paper,
-            place=place,
+            small_copy=small_copy,
         )
         self.check_references(table)
         return table

@@ -9,7 +9,14 @@ from typing import Callable, Dict, List, Sequence, Tuple
 from eql_d2.experiments.comparison import Cell, Line
 from eql_d2.experiments.spec import FIXED, SOURCES, Table
 
-KINDS = {"segm": "mask", "bbox": "box"}
+KINDS = {
+    "segm": "mask",
+    "bbox": "box",
+    "bbox_TTA": "box, test-time augmentation:",
+    "oid": "Open Images",
+    "classification": "accuracy",
+    "sem_seg": "segmentation",
+}
 NOT_RUN = "not run"
 NOT_EXPRESSIBLE = "not expressible"
 ABSENT = "n/a"

@@ -91,8 +91,8 @@ def test_base_is_merged(place, write_table):
         ([{"name": "b", "not_expressible": "No."}, {**ROW, "start": "b"}], {}, "'b', which is not expressible"),
         ([{**ROW, "published": {"paper": {"table": "bags_lvis", "row": {"id": 99}}}}], {}, "names no row: 0 rows"),
         ([{**ROW, "published": {"web": {}}}], {}, "a reference for each of paper, repository"),
-        ([ROW], {"paper": "EQL v9", "place": "Table 1"}, "paper is 'EQL v9'; there are EQL, EQL v2"),
-        ([ROW], {"paper": "EQL"}, "paper and place belong together"),
+        ([ROW], {"paper": "EQL v9"}, "paper is 'EQL v9'; there are EQL, EQL v2"),
+        ([ROW], {"small_copy": "mini"}, "small_copy is 'mini', which is no table beside it"),
     ],
 )
 def test_wrong_specification_names_file_and_field(write_table, rows, keys, message):
