@@ -47,6 +47,26 @@ def add_eql_config(cfg: CN) -> None:
     # Detections of an image that AP counts beside AP-fixed, LVIS's 300; without AP_FIXED it counts all.
     node.AP_CAP = 300
 
+    node.CLASSIFICATION = CN()
+    # Image classification sets to register, mappings each: name, kind ("cifar", "list", "inaturalist" or "folder") and
+    # path, relative to $DETECTRON2_DATASETS; and what the kind takes, see docs/classification.md.
+    node.CLASSIFICATION.DATASETS = []
+    # Side of the images that a classifier sees, in pixels.
+    node.CLASSIFICATION.SIZE = 224
+    # Test images are resized to this shorter side before the crop of SIZE; for images in files.
+    node.CLASSIFICATION.RESIZE_TEST = 256
+    # Zero pixels on each side before the random crop of SIZE; for images in memory. Images in files are cropped by
+    # RandomResizedCrop.
+    node.CLASSIFICATION.PADDING = 4
+    # Strength of the random change of brightness, contrast and saturation; for images in files, 0 is off.
+    node.CLASSIFICATION.COLOR_JITTER = 0.0
+    # AutoAugment's policy (arXiv 1805.09501): "cifar10", "imagenet", "svhn", or "" for none.
+    node.CLASSIFICATION.AUTO_AUGMENT = ""
+    # Side in pixels of the square that Cutout (arXiv 1708.04552) makes black; 0 is off.
+    node.CLASSIFICATION.CUTOUT = 0
+    # A classifier of cosines times this number in place of a linear one; 0 is off.
+    node.CLASSIFICATION.COSINE_SCALE = 0.0
+
     node.ANALYSIS = CN()
     # Iterations between two steps whose gradients and probabilities are summed up for each category and written to
     # OUTPUT_DIR/training_gradients.csv at each checkpoint: 1 for every step; 0 is off.

@@ -7,12 +7,13 @@ Detectron2 uses, with this package's loader in place of Detectron2's. No file is
 import os
 import re
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as V0_5_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1_CATEGORIES
 
+from eql_d2.data.classification import KINDS, register_image_set
 from eql_d2.data.coco import register_coco
 from eql_d2.data.lvis import load_lvis, register_lvis
 from eql_d2.data.registration import open_table, register_dataset, set_metadata
@@ -58,7 +59,8 @@ def register_builtin_lvis() -> None:
 def register_from_config(cfg: CfgNode) -> None:
     """Register the data sets of ``MODEL.LONG_TAIL.DATASETS``, ``[name, json, image folder]`` each.
 
-    Relative paths start at :func:`data_root`, ``$VARIABLES`` and ``~`` are expanded. A json is in LVIS format if one of
+    So are those of ``MODEL.LONG_TAIL.CLASSIFICATION.DATASETS``, see :mod:`eql_d2.data.classification`. Relative paths
+    start at :func:`data_root`, ``$VARIABLES`` and ``~`` are expanded. A json is in LVIS format if one of
     its images has ``neg_category_ids`` or ``not_exhaustive_category_ids`` or one of its categories has a ``frequency``;
     otherwise it is in COCO format.
 
@@ -77,6 +79,21 @@ def register_from_config(cfg: CfgNode) -> None:
             raise InputError(f"{image_root}: there is no such folder; it should hold the images of {name}.")
         register = register_lvis if open_table(json_file).header.is_lvis else register_coco
         register(name, json_file, image_root)
+    for entry in cfg.MODEL.LONG_TAIL.CLASSIFICATION.DATASETS:
+        _register_image_set_entry(entry)
+
+
+def _register_image_set_entry(entry: Any) -> None:
+    """Register a mapping of name, kind, path and options, from ``MODEL.LONG_TAIL.CLASSIFICATION.DATASETS``."""
+    where = "MODEL.LONG_TAIL.CLASSIFICATION.DATASETS"
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), str) for key in ("name", "kind", "path")):
+        raise InputError(f"{where} has the entry {entry!r}; it must be a mapping with name, kind and path.")
+    name, kind = entry["name"], entry["kind"]
+    options = {key: value for key, value in entry.items() if key not in ("name", "kind", "path")}
+    for option in KINDS[kind].path_options if kind in KINDS else ():
+        if option in options:
+            options[option] = resolve_path(str(options[option]), f"{where}, {name}")
+    register_image_set(name, kind, resolve_path(entry["path"], f"{where}, {name}"), options)
 
 
 def resolve_path(path: str, where: str) -> str:

@@ -22,6 +22,8 @@ import eql_d2
 import eql_d2.modeling
 from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
+from eql_d2.data.classification import is_classification_set
+from eql_d2.data.images import build_image_test_loader, build_image_train_loader
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.protocol import check_protocol, freeze
@@ -91,6 +93,9 @@ class Trainer(DefaultTrainer):
                 f"trained detector, or train both stages with tools/train_two_stage.py."
             )
         super().resume_or_load(resume)
+        # Loaders that can go on with the batch that comes next; the others start their stream anew.
+        if hasattr(self._trainer.data_loader, "seek"):
+            self._trainer.data_loader.seek(self.start_iter)
 
     def train(self):
         """Train, and evaluate as ``TEST.EVAL_PERIOD`` says and at the end; metrics go to ``results.json`` too."""
@@ -122,11 +127,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_train_loader(cfg)
+        classifies = any(map(is_classification_set, cfg.DATASETS.TRAIN))
+        return (build_image_train_loader if classifies else build_train_loader)(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_test_loader(cfg, dataset_name)
+        build = build_image_test_loader if is_classification_set(dataset_name) else build_test_loader
+        return build(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):

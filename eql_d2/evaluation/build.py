@@ -3,14 +3,16 @@
 import hashlib
 import logging
 import os
-from typing import Optional
+from typing import Optional, Union
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from eql_d2.data.catalog import category_frequency
+from eql_d2.data.classification import EVALUATOR_TYPE as CLASSIFICATION
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
+from eql_d2.evaluation.classification import ClassificationEvaluator
 from eql_d2.evaluation.evaluator import COCOEvaluator, InstanceEvaluator, LVISEvaluator
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
@@ -20,7 +22,7 @@ _EVALUATORS = {"lvis": LVISEvaluator, "coco": COCOEvaluator}
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: Optional[str] = None, frequency: Optional[CategoryFrequency] = None
-) -> InstanceEvaluator:
+) -> Union[InstanceEvaluator, ClassificationEvaluator]:
     """Build the evaluator that a data set's metadata (``evaluator_type``) asks for.
 
     Reads ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``, ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``, which is
@@ -38,10 +40,13 @@ def build_evaluator(
         InputError: if the data set is of another kind, or ``AP_CAP`` is no number of detections.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    if kind == CLASSIFICATION:
+        return ClassificationEvaluator(dataset_name, output_dir, frequency or _training_frequency(cfg))
     if kind not in _EVALUATORS:
         raise InputError(
             f"The data set {dataset_name!r} has evaluator_type {kind!r}; there are evaluators for "
-            f"{' and '.join(map(repr, _EVALUATORS))}."
+            f"{', '.join(map(repr, (*_EVALUATORS, CLASSIFICATION)))}."
         )
     max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if cfg.MODEL.LONG_TAIL.AP_CAP < 1:
@@ -50,7 +55,7 @@ def build_evaluator(
         max_detections = min(max_detections, cfg.MODEL.LONG_TAIL.AP_CAP)
     return _EVALUATORS[kind](
         dataset_name,
-        output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+        output_dir,
         tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
         backend=cfg.MODEL.LONG_TAIL.EVALUATOR,
         max_detections=max_detections,

@@ -1,17 +1,21 @@
 """Detectron2 modules: importing this registers the meta architecture, the ROI heads and the mask head."""
 
+from eql_d2.modeling import backbones
 from eql_d2.modeling.box_predictor import LongTailOutputLayers
 from eql_d2.modeling.build import build_classifier_loss_from_config
+from eql_d2.modeling.classifier import LongTailClassifier
 from eql_d2.modeling.mask_head import LongTailMaskHead
 from eql_d2.modeling.rcnn import LongTailRCNN
 from eql_d2.modeling.roi_heads import LongTailCascadeROIHeads, LongTailRes5ROIHeads, LongTailStandardROIHeads
 
 __all__ = [
     "LongTailCascadeROIHeads",
+    "LongTailClassifier",
     "LongTailMaskHead",
     "LongTailOutputLayers",
     "LongTailRCNN",
     "LongTailRes5ROIHeads",
     "LongTailStandardROIHeads",
+    "backbones",
     "build_classifier_loss_from_config",
 ]

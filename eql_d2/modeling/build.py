@@ -12,6 +12,7 @@ from eql_d2.losses import (
     ClassifierLoss,
     build_calibration,
     build_classifier_loss,
+    default_settings,
 )
 from eql_d2.losses.base import Categories
 from eql_d2.losses.calibration import Calibration
@@ -31,6 +32,27 @@ def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
     node = cfg.MODEL.LONG_TAIL
     categories = _categories(cfg, needs_frequency=CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency)
     return build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {}))
+
+
+def build_image_loss_from_config(cfg) -> ClassifierLoss:
+    """Build the loss that ``MODEL.LONG_TAIL.LOSS`` names for images: K logits, since an image always shows a class.
+
+    As :func:`build_classifier_loss_from_config`, with ``BACKGROUND`` False for the losses that have such a setting.
+
+    Raises:
+        InputError: also if the loss has other logits than those of the K classes.
+    """
+    node = cfg.MODEL.LONG_TAIL
+    categories = _categories(cfg, needs_frequency=CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency)
+    without = {"BACKGROUND": False} if "background" in default_settings(node.LOSS) else {}
+    loss = build_classifier_loss(node.LOSS, categories, {**node.get(node.LOSS, {}), **without})
+    if loss.has_background_logits:
+        raise InputError(
+            f"MODEL.LONG_TAIL.LOSS is {node.LOSS!r} with {loss.num_logits} logits for {loss.num_classes} classes: some "
+            f"tell foreground from background, and an image is never background. Choose a loss of the K classes alone, "
+            f"such as SOFTMAX, SEQL, SOFTMAX_EQL or SIGMOID, or settings without them (CATEGORY_AGNOSTIC False)."
+        )
+    return loss
 
 
 def build_calibration_from_config(cfg, stage: int = 0) -> Optional[Calibration]:
