@@ -180,6 +180,14 @@ def _add_loss_settings(node: CN) -> None:
     # Probability of each class before training.
     node.EFL.PRIOR = 0.001
 
+    node.EQFL = CN()
+    # Focusing parameter of a class whose gradients are balanced.
+    node.EQFL.GAMMA_B = 2.0
+    # Focusing parameter that a class with gradient ratio 0 has on top.
+    node.EQFL.SCALE = 8.0
+    # Probability of each class before training.
+    node.EQFL.PRIOR = 0.001
+
     node.CLASS_BALANCED = CN()
     # Weights are (1 - beta) / (1 - beta^instances), divided by their mean.
     node.CLASS_BALANCED.BETA = 0.999

@@ -9,6 +9,7 @@ from eql_d2.losses.class_balanced import ClassBalancedLoss
 from eql_d2.losses.droploss import DropLoss
 from eql_d2.losses.ecm import EffectiveClassMarginLoss
 from eql_d2.losses.efl import EqualizedFocalLoss
+from eql_d2.losses.eqfl import EqualizedQualityFocalLoss
 from eql_d2.losses.eql import EqualizationLoss
 from eql_d2.losses.eql_v2 import EqualizationLossV2
 from eql_d2.losses.federated import FederatedLoss
@@ -37,6 +38,7 @@ __all__ = [
     "EqualizationLoss",
     "EqualizationLossV2",
     "EqualizedFocalLoss",
+    "EqualizedQualityFocalLoss",
     "FederatedLoss",
     "FocalLoss",
     "GumbelOptimizedLoss",

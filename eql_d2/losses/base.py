@@ -42,6 +42,11 @@ class ClassifierLoss(nn.Module, ABC):
     #: argument ``background``: with False it has K columns, for images, which always show a class.
     background = True
 
+    #: Whether the sum over regions is divided by the foreground regions of all ranks, and not by all regions.
+    divides_by_foreground = False
+    #: Whether :meth:`forward` takes the quality of each region, its overlap with the object.
+    uses_quality = False
+
     def __init__(self, categories: Categories):
         super().__init__()
         if isinstance(categories, CategoryFrequency):
@@ -80,15 +85,16 @@ class ClassifierLoss(nn.Module, ABC):
         return torch.zeros(self.num_logits)
 
     def forward(
-        self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor] = None
+        self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor] = None, has_ignored: bool = False
     ) -> Union[Tensor, Dict[str, Tensor]]:
         """Compute the loss in float32, or in float64 where the logits are float64.
 
         Args:
             logits: ``[R, num_logits]``, any floating dtype. R may be 0; the loss is then 0 with a gradient.
-            gt_classes: int64 ``[R]`` in ``0..K``, K for background.
+            gt_classes: int64 ``[R]`` in ``0..K``, K for background; with ``has_ignored``, -1 for a region to leave out.
             verified: bool ``[R, K]``; entry ``(r, j)`` is true if class j is in the positive or the negative set of
                 the image that region r comes from. ``None`` if the data set has no image-level labels.
+            has_ignored: whether labels may be -1. To look for them without being told would make the host wait.
 
         Returns:
             A scalar, or a dict of named scalars to be added.
@@ -104,6 +110,10 @@ class ClassifierLoss(nn.Module, ABC):
             )
         if verified is not None and verified.shape != (num_regions, self.num_classes):
             raise ValueError(f"verified must be [{num_regions}, {self.num_classes}], not {list(verified.shape)}.")
+        if has_ignored:
+            kept = gt_classes >= 0
+            logits, gt_classes = logits[kept], gt_classes[kept]
+            verified = None if verified is None else verified[kept]
         self._gt_classes = gt_classes
         with torch.autocast(logits.device.type, enabled=False):
             return self.loss(widen(logits), gt_classes, verified)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eql_d2.losses.base import Categories, append_background, sigmoid_prior_bias, widen
-from eql_d2.losses.functional import focal_cross_entropy
+from eql_d2.losses.functional import LossTerms, focal_cross_entropy
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.state import StatefulLoss, gradient_ratio, mean_count_over_ranks
 
@@ -33,6 +33,8 @@ class EqualizedFocalLoss(StatefulLoss):
         alpha: weight of positives; negatives have ``1 - alpha``.
         prior: probability of each class before training.
     """
+
+    divides_by_foreground = True
 
     def __init__(
         self,
@@ -67,10 +69,14 @@ class EqualizedFocalLoss(StatefulLoss):
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
         gamma = (self.gamma_b + self.scale * (1 - self.gradient_ratio())).to(logits.dtype)
-        terms = focal_cross_entropy(logits, gt_classes, gamma, self.alpha, gamma / self.gamma_b, with_sums=True)
+        terms = self.terms(logits, gt_classes, gamma)
         num_foreground = (gt_classes < self.num_classes).sum().double()
         self.accumulate(normalizer=num_foreground, pos_grad=terms.positive, neg_grad=terms.negative)
         return terms.total / mean_count_over_ranks(num_foreground, self.training).to(logits.dtype)
+
+    def terms(self, logits: Tensor, gt_classes: Tensor, gamma: Tensor) -> LossTerms:
+        """Return the sum over regions and classes, and the gradients' sums, for focusing parameters ``gamma [K]``."""
+        return focal_cross_entropy(logits, gt_classes, gamma, self.alpha, gamma / self.gamma_b, with_sums=True)
 
     def scores(self, logits: Tensor) -> Tensor:
         return append_background(torch.sigmoid(widen(logits)))

@@ -27,6 +27,8 @@ class FocalLoss(SigmoidLoss):
         prior: probability of each class before training (section 3.3).
     """
 
+    divides_by_foreground = True
+
     def __init__(self, categories: Categories, gamma: float = 2.0, alpha: float = 0.25, prior: float = 0.01):
         super().__init__(categories, prior)
         self.gamma, self.alpha = gamma, alpha

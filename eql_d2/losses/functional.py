@@ -80,12 +80,12 @@ def _column_sums(gradient: Tensor, index: Tensor, inside: Tensor, at_target: Ten
         gradient: ``[R, C]`` of the negatives; changed in place: zero at the targets.
         index: int64 ``[R, 1]`` and
         inside: bool ``[R, 1]``, of :func:`target_index`.
-        at_target: ``[R, 1]``, the (negative) gradient at the target.
+        at_target: ``[R, 1]``, the gradient at the target.
     """
     _replace_targets(gradient, index, inside, 0.0)
     negative = gradient.sum(0)
     positive = torch.zeros_like(negative)
-    positive.index_add_(0, index.squeeze(1), (-at_target * inside).squeeze(1))
+    positive.index_add_(0, index.squeeze(1), (at_target.abs() * inside).squeeze(1))
     return positive, negative
 
 
@@ -200,6 +200,7 @@ def focal_cross_entropy(
     alpha: float,
     weight: Optional[Tensor] = None,
     with_sums: bool = False,
+    quality: Optional[Tensor] = None,
 ) -> LossTerms:
     """Sum of ``-w alpha_t (1 - p_t)^gamma log(p_t)`` over regions and columns (focal loss, arXiv 1708.02002).
 
@@ -210,6 +211,8 @@ def focal_cross_entropy(
         alpha: weight of positives; negatives have ``1 - alpha``.
         weight: ``[C]`` weight of each column; 1 if not given.
         with_sums: also return the column sums of the gradient.
+        quality: ``[R]`` in [0, 1], the target q of positives instead of 1, whose loss is then
+            ``w |q - p|^gamma (-q log(p) - (1 - q) log(1 - p))``, without alpha (quality focal loss, arXiv 2006.04388).
     """
 
     def entries(logits: Tensor, rows: slice, index: Tensor) -> Entries:
@@ -220,7 +223,10 @@ def focal_cross_entropy(
         modulation = _power_(probability, gamma).mul_(1 - alpha if weight is None else (1 - alpha) * weight)
         loss.mul_(modulation)
         gradient.mul_(modulation)
-        return loss, gradient, *_focal_targets(logits.gather(1, index), index, gamma, alpha, weight)
+        at_target = logits.gather(1, index)
+        if quality is not None:
+            return loss, gradient, *_quality_targets(at_target, quality[rows].unsqueeze(1), index, gamma, weight)
+        return loss, gradient, *_focal_targets(at_target, index, gamma, alpha, weight)
 
     return _sum_entries(logits, gt_classes, entries, with_sums)
 
@@ -241,6 +247,20 @@ def _focal_targets(
     missing, loss = torch.sigmoid(-logits), F.softplus(-logits)
     modulation = missing.pow(gamma) * (alpha if weight is None else alpha * weight[index])
     return modulation * loss, -modulation * (gamma * torch.sigmoid(logits) * loss + missing)
+
+
+def _quality_targets(
+    logits: Tensor, quality: Tensor, index: Tensor, gamma: Union[float, Tensor], weight: Optional[Tensor]
+) -> Tuple[Tensor, Tensor]:
+    """Return loss and gradient of the target entries ``[R, 1]`` with the targets ``quality [R, 1]``."""
+    gamma = gamma[index] if isinstance(gamma, Tensor) else gamma
+    weight = 1 if weight is None else weight[index]
+    quality = quality.to(logits.dtype)
+    probability, cross_entropy = torch.sigmoid(logits), F.softplus(logits) - quality * logits
+    error = probability - quality
+    modulation = weight * error.abs().pow(gamma)
+    slope = weight * gamma * error.abs().pow(gamma - 1) * error.sign() * probability * torch.sigmoid(-logits)
+    return modulation * cross_entropy, slope * cross_entropy + modulation * error
 
 
 def softmax_cross_entropy(

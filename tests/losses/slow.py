@@ -113,6 +113,22 @@ def efl(loss, state, logits, labels, verified):
     return focal_sum(logits, labels, num_classes, gamma, loss.alpha, [g / loss.gamma_b for g in gamma])
 
 
+def eqfl(loss, state, logits, labels, verified):
+    num_classes, started = loss.num_classes, "update" in state
+    quality = state.get("quality", [1.0] * len(labels))
+    collect(state, num_classes)
+    total = 0
+    for j, (positive, negative) in enumerate(zip(state["pos_grad"], state["neg_grad"])):
+        g = min(positive / (negative + 1e-10), 1.0) if started else 1.0
+        gamma = loss.gamma_b + loss.scale * (1 - g)
+        for r, y in enumerate(labels):
+            target = quality[r] if j == y else 0.0
+            p = torch.sigmoid(logits[r, j])
+            entropy = -target * log_sigmoid(logits[r, j]) - (1 - target) * log_sigmoid(-logits[r, j])
+            total = total + gamma / loss.gamma_b * (p - target).abs() ** gamma * entropy
+    return total / max(sum(y < num_classes for y in labels), 1)
+
+
 def softmax_eql(loss, state, logits, labels, verified):
     num_classes = loss.num_classes
     collect(state, num_classes)
@@ -301,6 +317,7 @@ SLOW_LOSSES = {
     "ACSL": acsl,
     "BAGS": bags,
     "EFL": efl,
+    "EQFL": eqfl,
     "CLASS_BALANCED": class_balanced,
     "INVERSE_FREQUENCY": inverse_frequency,
     "FOCAL": focal,
