@@ -2,7 +2,6 @@
 
 import re
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from detectron2.config import CfgNode as CN  # noqa: E402
 from detectron2.config import get_cfg as get_detectron2_cfg  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 
+from eql_d2.config_files import find_config_file  # noqa: E402
 from eql_d2.errors import InputError  # noqa: E402
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY  # noqa: E402
 
@@ -309,7 +309,8 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CN:
     """Return Detectron2's defaults with this package's keys, ``config_file`` and ``opts`` merged in.
 
     Args:
-        config_file: path of a YAML file; empty for the defaults.
+        config_file: path of a YAML file; where there is no such file, the name of a packaged config, as
+            :func:`eql_d2.config_files.get_config_file` takes it; empty for the defaults.
         opts: alternating keys and values, as they trail a command line.
 
     Raises:
@@ -317,8 +318,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CN:
     """
     cfg = get_cfg()
     if config_file:
-        if not Path(config_file).is_file():
-            raise InputError(f"--config-file {config_file}: there is no such file.")
+        config_file = find_config_file(config_file)
         _merge(cfg, lambda: cfg.merge_from_file(config_file), config_file)
     opts = list(opts)
     if len(opts) % 2:

@@ -11,7 +11,7 @@ import eql_d2.modeling  # noqa: F401
 from eql_d2.config import get_cfg, load_config
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.engine.trainer import describe_experiment
-from eql_d2.experiments.model_zoo import leaves
+from eql_d2.experiments.references import leaves
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics
 from tests.conftest import CONFIGS
 

@@ -9,9 +9,9 @@ import yaml
 
 from eql_d2.config import get_cfg, load_config
 from eql_d2.errors import InputError
-from eql_d2.experiments import model_zoo
+from eql_d2.experiments import references
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY
-from tests.conftest import ROOT
+from tests.conftest import CONFIGS, ROOT
 
 METHODS = ROOT / "docs" / "methods"
 PAGES = sorted(path for path in METHODS.glob("*.md") if path.name != "README.md")
@@ -99,15 +99,15 @@ def test_configs_and_links_of_the_method_pages_exist(path):
 def test_pages_list_every_config_of_their_method(path):
     """Each leaf in a folder of the method's name, and its mini leaf, is on the page."""
     text = path.read_text()
-    leaves = [leaf for leaf in model_zoo.leaves() if leaf.parent.name == path.stem]
-    for leaf in [*leaves, model_zoo.CONFIGS / "mini" / f"{path.stem}.yaml"]:
+    leaves = [leaf for leaf in references.leaves() if leaf.parent.name == path.stem]
+    for leaf in [*leaves, CONFIGS / "mini" / f"{path.stem}.yaml"]:
         assert f"`{leaf.relative_to(ROOT)}`" in text
 
 
 def test_model_zoo_is_up_to_date_and_lists_every_config():
     content = (ROOT / "MODEL_ZOO.md").read_text()
-    assert content == model_zoo.make_model_zoo(), "run: python tools/make_model_zoo.py"
-    for path in model_zoo.leaves():
+    assert content == references.make_model_zoo(), "run: python tools/make_model_zoo.py"
+    for path in references.leaves():
         assert f"]({path.relative_to(ROOT)}) |" in content
 
 
@@ -117,23 +117,23 @@ def test_the_tool_checks_the_model_zoo():
 
 
 def test_published_numbers_come_from_the_tables():
-    tables = model_zoo.read_tables()
+    tables = references.read_tables()
     row = {"framework": "Mask R-CNN", "backbone": "R-50-FPN", "EQL": "yes"}
     reference = {"table": "eql_table1", "row": row}
-    assert model_zoo.published_number(tables, reference) == "mask 22.8 (11.3, 24.7, 25.1), box 23.3 [P1]"
+    assert references.published_number(tables, reference) == "mask 22.8 (11.3, 24.7, 25.1), box 23.3 [P1]"
     reference = {"table": "acsl_lvis", "row": {"model": "R-101-FPN baseline / ACSL"}, "part": 1}
-    assert model_zoo.published_number(tables, reference) == "box 27.49 [R-ACSL], high"
+    assert references.published_number(tables, reference) == "box 27.49 [R-ACSL], high"
     reference = {"table": "bags_lvis", "row": {"id": 20.0}}
-    assert model_zoo.published_number(tables, reference) == "box 25.76, mask 26.25 [R-BAGS]"
+    assert references.published_number(tables, reference) == "box 25.76, mask 26.25 [R-BAGS]"
     with pytest.raises(InputError, match="0 rows"):
-        model_zoo.published_number(tables, {"table": "bags_lvis", "row": {"id": 99}})
+        references.published_number(tables, {"table": "bags_lvis", "row": {"id": 99}})
     with pytest.raises(InputError, match="'eql_tabel1'"):
-        model_zoo.published_number(tables, {"table": "eql_tabel1", "row": {}})
+        references.published_number(tables, {"table": "eql_tabel1", "row": {}})
 
 
 def test_no_row_of_a_table_is_claimed_by_two_configs():
     claims = []
-    for entry in yaml.safe_load(model_zoo.ROWS_FILE.read_text()).values():
+    for entry in yaml.safe_load(references.ROWS_FILE.read_text()).values():
         claims += [str(reference) for key in ("paper", "repository") for reference in entry.get(key, ())]
     assert len(claims) == len(set(claims))
 

@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from eql_d2.experiments.model_zoo import make_model_zoo
+from eql_d2.experiments.references import make_model_zoo
 
 OUTPUT = Path(__file__).resolve().parent.parent / "MODEL_ZOO.md"
 

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from eql_d2.errors import InputError
 from eql_d2.experiments.execution import read_records
-from eql_d2.experiments.model_zoo import find_row, read_tables
+from eql_d2.experiments.references import find_row, read_tables
 from eql_d2.experiments.runs import Run, code_digest, runs_of
 from eql_d2.experiments.spec import FIXED, Row, Table
 
@@ -183,7 +183,7 @@ def published_value(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str
     """Return the number that a published row prints for a metric, ``None`` if it has none.
 
     Args:
-        tables: as :func:`~eql_d2.experiments.model_zoo.read_tables` returns them.
+        tables: as :func:`~eql_d2.experiments.references.read_tables` returns them.
         reference: ``table``, ``row`` and, where a cell holds two numbers of two models, ``part``.
         metric: as ``segm/APr``; ``bbox_TTA/AP`` is that of test-time augmentation, and of a kind that is no box's or
             mask's, as ``oid/AP1``, the name is that of the column.

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
-from eql_d2.experiments.jobs import ROOT, Job, run_jobs
+from eql_d2.config_files import get_config_file
+from eql_d2.experiments.jobs import Job, run_jobs
 from eql_d2.mini.generate import STAMP, generate_mini_dataset
 
 METRICS = ("AP", "APr", "APc", "APf")
@@ -32,7 +33,7 @@ def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path
         generate_mini_dataset(data_dir, **DATASET)
     environment = {"DETECTRON2_DATASETS": str(data_dir.resolve().parent)}
     jobs = [
-        Job(method, ROOT / f"configs/mini/demo_{method}.yaml", output_dir / method, opts, environment)
+        Job(method, get_config_file(f"mini/demo_{method}"), output_dir / method, opts, environment)
         for method in ("sigmoid", "eql")
     ]
     print("Training " + " and ".join(f"{job.name} ({job.output_dir})" for job in jobs), flush=True)

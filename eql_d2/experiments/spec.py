@@ -40,7 +40,7 @@ A row is a mapping with ``name`` and ``config`` (below ``configs/``, without ``.
 same seed if it is a row), ``action`` (``train`` or ``evaluate``), ``calibrate`` (collect the logit statistics of LogN
 first), ``baseline`` (another row than the table's), ``twin`` (the LVIS config that it is a small copy of) and
 ``published`` (a reference into ``paper_tables.yaml`` for each source, ``paper`` or ``repository``). What is published
-of a row that does not say so itself is what ``model_zoo.yaml`` names for its twin or its config; of a config with
+of a row that does not say so itself is what ``references.yaml`` names for its twin or its config; of a config with
 ``opts`` of the row's own, nothing.
 
 A row that this package cannot run has ``not_expressible``, the reason in a sentence, in the place of ``config``: it is
@@ -54,12 +54,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import yaml
 
+from eql_d2.config_files import TABLES_FOLDER, configs_root
 from eql_d2.errors import InputError
-from eql_d2.experiments.jobs import ROOT
-from eql_d2.experiments.model_zoo import find_row, read_references, read_tables
+from eql_d2.experiments.references import find_row, read_references, read_tables
 
-TABLES = ROOT / "configs" / "tables"
-CONFIGS = ROOT / "configs"
+CONFIGS = configs_root()
+TABLES = CONFIGS / TABLES_FOLDER
 ACTIONS = ("train", "evaluate")
 SOURCES = ("paper", "repository")
 #: The papers of which every table has a specification, in the order of docs/coverage.md.

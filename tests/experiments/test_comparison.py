@@ -12,7 +12,7 @@ import pytest
 from eql_d2.errors import InputError
 from eql_d2.experiments import comparison
 from eql_d2.experiments.comparison import collect, differs, published_value
-from eql_d2.experiments.model_zoo import read_tables
+from eql_d2.experiments.references import read_tables
 from eql_d2.experiments.runs import runs_of
 from eql_d2.experiments.table_report import FORMATS, format_report
 

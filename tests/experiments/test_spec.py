@@ -7,7 +7,7 @@ from eql_d2.config import load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments import spec
 from eql_d2.experiments.comparison import published_value
-from eql_d2.experiments.model_zoo import read_tables
+from eql_d2.experiments.references import read_tables
 from eql_d2.experiments.spec import load_table, table_names
 
 ROW = {"name": "a", "config": "tiny"}

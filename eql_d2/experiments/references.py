@@ -8,12 +8,11 @@ import yaml
 from detectron2.config import CfgNode
 
 from eql_d2.config import load_config
+from eql_d2.config_files import configs_root, list_configs
 from eql_d2.errors import InputError
-from eql_d2.experiments.jobs import ROOT
 
-CONFIGS = ROOT / "configs"
 TABLES_FILE = Path(__file__).with_name("paper_tables.yaml")
-ROWS_FILE = Path(__file__).with_name("model_zoo.yaml")
+ROWS_FILE = Path(__file__).with_name("references.yaml")
 SECTIONS = {
     "LVISv0.5": "LVIS v0.5",
     "LVISv1": "LVIS v1",
@@ -26,7 +25,7 @@ INTRODUCTION = """\
 
 Every config with the numbers that its paper and its authors' repository print for the same row. Made by
 `python tools/make_model_zoo.py` from the configs, `eql_d2/experiments/paper_tables.yaml` and
-`eql_d2/experiments/model_zoo.yaml`; a test fails when it is out of date. There are no weights to download: none of
+`eql_d2/experiments/references.yaml`; a test fails when it is out of date. There are no weights to download: none of
 the LVIS configs was run here.
 
 Numbers are AP on the validation set, of masks or boxes, with that of the rare, common and frequent classes in
@@ -45,9 +44,8 @@ NOTES = {
 
 
 def leaves() -> List[Path]:
-    """Return every config of a training that is no base, sorted; ``configs/tables`` holds tables of them."""
-    paths = (path for section in SECTIONS for path in (CONFIGS / section).rglob("*.yaml"))
-    return sorted(path for path in paths if not path.name.startswith("Base-"))
+    """Return the configs of :func:`~eql_d2.config_files.list_configs` in the folders of :data:`SECTIONS`."""
+    return [configs_root() / f"{name}.yaml" for name in list_configs() if name.split("/")[0] in SECTIONS]
 
 
 @cache
@@ -125,7 +123,7 @@ def make_model_zoo() -> str:
         InputError: if the mapping names a config, a table or a row that does not exist.
     """
     tables, rows = read_tables(), read_references()
-    names = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in leaves()}
+    names = {path.relative_to(configs_root()).with_suffix("").as_posix(): path for path in leaves()}
     unknown = sorted(set(rows) - set(names))
     if unknown:
         raise InputError(f"{ROWS_FILE.name} names configs that do not exist: {', '.join(unknown)}.")
