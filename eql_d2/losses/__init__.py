@@ -19,10 +19,10 @@ from eql_d2.losses.iif import InverseImageFrequencyLoss
 from eql_d2.losses.inverse_frequency import InverseFrequencyLoss
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY, build_classifier_loss, default_settings
 from eql_d2.losses.seesaw import SeesawLoss
-from eql_d2.losses.seql import SoftmaxEqualizationLossV1
+from eql_d2.losses.seql import RandomSoftmaxEqualizationLoss
 from eql_d2.losses.sigmoid import SigmoidLoss
 from eql_d2.losses.softmax import SoftmaxLoss
-from eql_d2.losses.softmax_eql import SoftmaxEqualizationLoss
+from eql_d2.losses.softmax_eql import GradientSoftmaxEqualizationLoss
 from eql_d2.losses.tau_norm import tau_normalize
 
 __all__ = [
@@ -41,16 +41,16 @@ __all__ = [
     "EqualizedQualityFocalLoss",
     "FederatedLoss",
     "FocalLoss",
+    "GradientSoftmaxEqualizationLoss",
     "GumbelOptimizedLoss",
     "InverseFrequencyLoss",
     "InverseImageFrequencyLoss",
     "LogN",
     "LogitStatistics",
     "NorCal",
+    "RandomSoftmaxEqualizationLoss",
     "SeesawLoss",
     "SigmoidLoss",
-    "SoftmaxEqualizationLoss",
-    "SoftmaxEqualizationLossV1",
     "SoftmaxLoss",
     "build_calibration",
     "build_classifier_loss",

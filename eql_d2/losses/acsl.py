@@ -39,6 +39,9 @@ class AdaptiveClassSuppressionLoss(RandomLoss):
 
     needs_frequency = True
 
+    shares: Tensor
+    group_columns: Tensor
+
     def __init__(
         self,
         frequency: CategoryFrequency,

@@ -41,6 +41,11 @@ class BalancedGroupSoftmax(RandomLoss):
 
     needs_frequency = True
 
+    group_of_label: Tensor
+    column_of_label: Tensor
+    grouped_order: Tensor
+    label_order: Tensor
+
     def __init__(
         self,
         frequency: CategoryFrequency,

@@ -30,6 +30,8 @@ class BalancedSoftmaxLoss(AdjustedSoftmaxLoss):
 
     needs_frequency = True
 
+    adjustment: Tensor
+
     def __init__(self, frequency: CategoryFrequency, tau: float = 1.0, background: bool = True):
         super().__init__(frequency, background)
         self.tau = tau

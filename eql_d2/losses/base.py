@@ -47,6 +47,8 @@ class ClassifierLoss(nn.Module, ABC):
     #: Whether :meth:`forward` takes the quality of each region, its overlap with the object.
     uses_quality = False
 
+    group_of_class: Optional[Tensor]
+
     def __init__(self, categories: Categories):
         super().__init__()
         if isinstance(categories, CategoryFrequency):

@@ -7,6 +7,7 @@ from typing import Any, Mapping, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.losses.base import Categories, ClassifierLoss, widen
 from eql_d2.losses.registry import NamedRegistry, settings_to_arguments
@@ -27,7 +28,7 @@ class Calibration(nn.Module, ABC):
 
     def __init__(self, categories: Categories):
         super().__init__()
-        self.num_classes = getattr(categories, "num_classes", categories)
+        self.num_classes = categories.num_classes if isinstance(categories, CategoryFrequency) else int(categories)
 
     @abstractmethod
     def forward(self, loss: ClassifierLoss, logits: Tensor) -> Tensor:
@@ -60,9 +61,11 @@ class NorCal(Calibration):
 
     needs_frequency = True
 
+    factor: Tensor
+
     def __init__(self, frequency: Categories, gamma: float = 0.6):
         super().__init__(frequency)
-        if not hasattr(frequency, "image_count"):
+        if not isinstance(frequency, CategoryFrequency):
             raise InputError(f"NorCal needs the images of each class: pass a CategoryFrequency, not {frequency!r}.")
         self.gamma = gamma
         factor = frequency.image_count.double().clamp(min=1) ** -gamma
@@ -142,6 +145,10 @@ class LogN(Calibration):
     Raises:
         InputError: if the file is missing or belongs to another number of classes.
     """
+
+    mean: Tensor
+    std: Tensor
+    num_observed: Tensor
 
     def __init__(self, categories: Categories, statistics: str = ""):
         super().__init__(categories)

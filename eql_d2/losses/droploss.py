@@ -32,6 +32,8 @@ class DropLoss(RandomLoss):
 
     needs_frequency = True
 
+    tail: Tensor
+
     def __init__(self, frequency: CategoryFrequency, lambda_: float = 1.76e-3, prior: float = 0.001, seed: int = 0):
         super().__init__(frequency, seed)
         self.lambda_, self.prior = lambda_, prior
@@ -54,7 +56,7 @@ class DropLoss(RandomLoss):
 
     def statistics(self) -> Dict[str, Tensor]:
         statistics = super().statistics()
-        if statistics:
+        if self._gt_classes is not None:
             background = (self._gt_classes == self.num_classes).float().mean()
             spared = 1 - background * self.kept_share(self._gt_classes)
             statistics.update(self.group_means("negative_weight", 1 - spared * self.tail[:-1]))

@@ -34,6 +34,9 @@ class EffectiveClassMarginLoss(ClassifierLoss):
 
     needs_frequency = True
 
+    margin: Tensor
+    weight: Tensor
+
     def __init__(self, frequency: CategoryFrequency, background_ratio: float = 6.3313, prior: float = 0.001):
         super().__init__(frequency)
         self.background_ratio, self.prior = background_ratio, prior

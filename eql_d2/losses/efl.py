@@ -36,6 +36,9 @@ class EqualizedFocalLoss(StatefulLoss):
 
     divides_by_foreground = True
 
+    pos_grad: Tensor
+    neg_grad: Tensor
+
     def __init__(
         self,
         categories: Categories,

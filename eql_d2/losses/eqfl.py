@@ -1,6 +1,6 @@
 """Equalized quality focal loss: EFL whose positives aim at how well their box fits."""
 
-from typing import Optional
+from typing import Dict, Optional, Union
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class EqualizedQualityFocalLoss(EqualizedFocalLoss):
         verified: Optional[Tensor] = None,
         has_ignored: bool = False,
         quality: Optional[Tensor] = None,
-    ) -> Tensor:
+    ) -> Union[Tensor, Dict[str, Tensor]]:
         """Same as :meth:`ClassifierLoss.forward <eql_d2.losses.base.ClassifierLoss.forward>`.
 
         Args:

@@ -56,6 +56,8 @@ class EqualizationLoss(SigmoidLoss):
 
     needs_frequency = True
 
+    tail_weight: Tensor
+
     def __init__(
         self,
         frequency: CategoryFrequency,
@@ -100,7 +102,7 @@ class EqualizationLoss(SigmoidLoss):
 
     def statistics(self) -> Dict[str, Tensor]:
         statistics = super().statistics()
-        if statistics:
+        if self._gt_classes is not None:
             foreground = (self._gt_classes < self.num_classes).float()
             spared = foreground.mean() if self.exclude_background else torch.ones_like(foreground).mean()
             statistics.update(self.group_means("negative_weight", 1 - spared * self.tail_weight))

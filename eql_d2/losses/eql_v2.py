@@ -39,6 +39,9 @@ class EqualizationLossV2(StatefulLoss):
         prior: probability of each column before training, the extra one included, as in the authors' code.
     """
 
+    pos_grad: Tensor
+    neg_grad: Tensor
+
     def __init__(
         self,
         categories: Categories,

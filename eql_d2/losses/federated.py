@@ -32,6 +32,8 @@ class FederatedLoss(RandomLoss):
 
     needs_frequency = True
 
+    sampling_weight: Tensor
+
     def __init__(
         self,
         frequency: CategoryFrequency,

@@ -25,13 +25,13 @@ class LossTerms(NamedTuple):
 
     Attributes:
         total: scalar with a gradient.
-        positive: ``[C]``, sum over regions of the absolute gradient at their own class; ``None`` unless asked for.
-        negative: ``[C]``, sum over regions of the absolute gradient at the other classes; ``None`` unless asked for.
+        positive: ``[C]``, sum over regions of the absolute gradient at their own class; ``[0]`` unless asked for.
+        negative: ``[C]``, sum over regions of the absolute gradient at the other classes; ``[0]`` unless asked for.
     """
 
     total: Tensor
-    positive: Optional[Tensor] = None
-    negative: Optional[Tensor] = None
+    positive: Tensor
+    negative: Tensor
 
 
 class _AttachGradient(torch.autograd.Function):
@@ -109,9 +109,10 @@ def _sum_entries(
     num_rows, num_columns = logits.shape
     step = max(ENTRIES_AT_ONCE // max(num_columns, 1), 1)
     total = logits.new_zeros(())
-    sums = [logits.new_zeros(num_columns), logits.new_zeros(num_columns)] if with_sums else [None, None]
+    positive = negative = logits.new_zeros(num_columns if with_sums else 0)
     with torch.no_grad():
-        gradients = torch.empty_like(logits) if num_rows > step else None
+        at_once = num_rows <= step
+        gradients = torch.empty_like(logits[:0] if at_once else logits)
         for start in range(0, max(num_rows, 1), step):
             rows = slice(start, min(start + step, num_rows))
             index, inside = target_index(gt_classes[rows], num_columns)
@@ -119,14 +120,14 @@ def _sum_entries(
             _replace_targets(loss, index, inside, target_loss)
             total = total + loss.sum()
             if with_sums:
-                of_rows = _column_sums(gradient, index, inside, target_gradient)
-                sums = [sum_ + more for sum_, more in zip(sums, of_rows)]
+                more_positive, more_negative = _column_sums(gradient, index, inside, target_gradient)
+                positive, negative = positive + more_positive, negative + more_negative
             _replace_targets(gradient, index, inside, target_gradient)
-            if gradients is None:
+            if at_once:
                 gradients = gradient
             else:
                 gradients[rows] = gradient
-    return LossTerms(attach_gradient(logits, total, gradients), *sums)
+    return LossTerms(attach_gradient(logits, total, gradients), positive, negative)
 
 
 def _rows_of(weight: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
@@ -236,7 +237,7 @@ def _power_(probability: Tensor, gamma: Union[float, Tensor]) -> Tensor:
     if not isinstance(gamma, Tensor):
         return probability.pow_(gamma)
     exponential = probability.log_().mul_(gamma).clamp_(min=LEAST_EXPONENT).exp_()
-    return F.threshold_(exponential, LEAST_EXPONENTIAL, 0.0)
+    return torch.threshold_(exponential, LEAST_EXPONENTIAL, 0.0)
 
 
 def _focal_targets(
@@ -254,7 +255,7 @@ def _quality_targets(
 ) -> Tuple[Tensor, Tensor]:
     """Return loss and gradient of the target entries ``[R, 1]`` with the targets ``quality [R, 1]``."""
     gamma = gamma[index] if isinstance(gamma, Tensor) else gamma
-    weight = 1 if weight is None else weight[index]
+    weight = torch.ones_like(logits) if weight is None else weight[index]
     quality = quality.to(logits.dtype)
     probability, cross_entropy = torch.sigmoid(logits), F.softplus(logits) - quality * logits
     error = probability - quality
@@ -291,9 +292,11 @@ def softmax_cross_entropy(
         else:
             gradient = adjustment.add_(logits)
         total, target_gradient = softmax_gradient_(gradient, index, weight)
-        sums = _column_sums(gradient, index, inside, target_gradient) if with_sums else (None, None)
+        positive = negative = logits.new_zeros(0)
+        if with_sums:
+            positive, negative = _column_sums(gradient, index, inside, target_gradient)
         _replace_targets(gradient, index, inside, target_gradient)
-    return LossTerms(attach_gradient(logits, total, gradient), *sums)
+    return LossTerms(attach_gradient(logits, total, gradient), positive, negative)
 
 
 def softmax_gradient_(logits: Tensor, index: Tensor, weight: Tensor, drop_least: bool = False) -> Tuple[Tensor, Tensor]:
@@ -313,7 +316,7 @@ def softmax_gradient_(logits: Tensor, index: Tensor, weight: Tensor, drop_least:
     logits.sub_(logits.amax(dim=1, keepdim=True))
     at_target = logits.gather(1, index)
     if drop_least:
-        F.threshold_(logits.clamp_(min=LEAST_EXPONENT).exp_(), LEAST_EXPONENTIAL, 0.0)
+        torch.threshold_(logits.clamp_(min=LEAST_EXPONENT).exp_(), LEAST_EXPONENTIAL, 0.0)
     else:
         logits.exp_()
     total = logits.sum(dim=1, keepdim=True)
@@ -322,7 +325,9 @@ def softmax_gradient_(logits: Tensor, index: Tensor, weight: Tensor, drop_least:
     return -(weight * at_target).sum(), weight * torch.expm1(at_target)
 
 
-def random_mask(num_rows: int, num_columns: int, probability: Union[float, Tensor], like: Tensor, generator) -> Tensor:
+def random_mask(
+    num_rows: int, num_columns: int, probability: Union[float, Tensor], like: Tensor, generator: torch.Generator
+) -> Tensor:
     """Return ``[num_rows, num_columns]`` of independent zeros and ones, a one with ``probability`` (to 2^-16).
 
     Four entries share one 64-bit random number: a quarter of the cost of ``torch.rand``, which would dominate the loss.

@@ -53,6 +53,8 @@ class InverseImageFrequencyLoss(ClassifierLoss):
     needs_frequency = True
     scores_sum_to_one = True
 
+    factor: Tensor
+
     def __init__(self, frequency: CategoryFrequency, variant: str = "raw", counts: str = "images"):
         super().__init__(frequency)
         for key, value, known in (("VARIANT", variant, tuple(VARIANTS)), ("COUNTS", counts, COUNTS)):

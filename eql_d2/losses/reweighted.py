@@ -31,6 +31,8 @@ class ReweightedSoftmaxLoss(SoftmaxLoss):
 
     needs_frequency = True
 
+    class_weight: Tensor
+
     def __init__(self, frequency: CategoryFrequency, min_weight: float, max_weight: float, background: bool):
         super().__init__(frequency, background)
         if not 0 <= min_weight <= max_weight:

@@ -40,6 +40,8 @@ class SeesawLoss(StatefulLoss):
 
     scores_sum_to_one = True
 
+    num_seen: Tensor
+
     def __init__(
         self, categories: Categories, p: float = 0.8, q: float = 2.0, eps: float = 0.01, background: bool = True
     ):
@@ -97,7 +99,8 @@ class SeesawLoss(StatefulLoss):
                 is_background = (~is_foreground).long()
                 loss_objectness, target_gradient = softmax_gradient_(objectness, is_background, torch.ones_like(weight))
                 objectness.scatter_(1, is_background, target_gradient)
-            self._parts = tuple(mean_over_regions(part, len(logits)) for part in (loss_classes, loss_objectness))
+            num_regions = len(logits)
+            self._parts = mean_over_regions(loss_classes, num_regions), mean_over_regions(loss_objectness, num_regions)
         return mean_over_regions(attach_gradient(logits, loss_classes + loss_objectness, gradient), len(logits))
 
     def scores(self, logits: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ LEFT_OUT = -1e7
 
 
 @CLASSIFIER_LOSS_REGISTRY.register("SEQL")
-class SoftmaxEqualizationLossV1(RandomLoss, SoftmaxColumns):
+class RandomSoftmaxEqualizationLoss(RandomLoss, SoftmaxColumns):
     """Softmax EQL (Tan et al., arXiv 2003.05176, equations 9 to 11), the form of EQL for image classification.
+
+    Not Softmax-EQL of the later paper: see :class:`~eql_d2.losses.softmax_eql.GradientSoftmaxEqualizationLoss`.
 
     ``p_j = exp(z_j) / sum_k w_k exp(z_k)`` with ``w_k = 1 - beta T(f_k) (1 - y_k)``; beta is 1 with probability gamma,
     drawn for each region and class (as in the authors' note on their code), T as in EQL. At test the plain softmax.
@@ -40,6 +42,8 @@ class SoftmaxEqualizationLossV1(RandomLoss, SoftmaxColumns):
 
     needs_frequency = True
 
+    tail: Tensor
+
     def __init__(
         self,
         frequency: CategoryFrequency,
@@ -60,7 +64,7 @@ class SoftmaxEqualizationLossV1(RandomLoss, SoftmaxColumns):
 
     def statistics(self) -> Dict[str, Tensor]:
         statistics = super().statistics()
-        if statistics:
+        if self._gt_classes is not None:
             foreground = (self._gt_classes < self.num_classes).float().mean() if self.exclude_background else 1.0
             kept = 1 - foreground * self.gamma * self.tail[: self.num_classes]
             statistics.update(self.group_means("negative_weight", kept))
@@ -70,7 +74,8 @@ class SoftmaxEqualizationLossV1(RandomLoss, SoftmaxColumns):
         generator = self.next_generator(logits.device)
         with torch.no_grad():
             index, inside = target_index(gt_classes, self.num_logits)
-            left_out = random_mask(*logits.shape, self.gamma, logits, generator).mul_(self.tail.to(logits.dtype))
+            left_out = random_mask(len(logits), self.num_logits, self.gamma, logits, generator)
+            left_out.mul_(self.tail.to(logits.dtype))
             left_out.scatter_(1, index, 0.0)
             applies = (gt_classes < self.num_classes) | (not self.exclude_background)
             offset = LEFT_OUT * applies.to(logits.dtype).unsqueeze(1)

@@ -20,8 +20,11 @@ FORMS = ("v1", "v2")
 
 
 @CLASSIFIER_LOSS_REGISTRY.register("SOFTMAX_EQL")
-class SoftmaxEqualizationLoss(AdjustedSoftmaxLoss, StatefulLoss):
+class GradientSoftmaxEqualizationLoss(AdjustedSoftmaxLoss, StatefulLoss):
     """Softmax-EQL (Tan et al., arXiv 2210.05566).
+
+    Not the softmax form of EQL that the first paper has: see
+    :class:`~eql_d2.losses.seql.RandomSoftmaxEqualizationLoss`.
 
     Softmax cross-entropy of ``z_j + a_j``, where G_j is the accumulated absolute gradient of class j over its positive
     regions, each step's gradient being that of the mean over the regions of all ranks:
@@ -45,6 +48,9 @@ class SoftmaxEqualizationLoss(AdjustedSoftmaxLoss, StatefulLoss):
     Raises:
         InputError: for an unknown form.
     """
+
+    pos_grad: Tensor
+    neg_grad: Tensor
 
     def __init__(self, categories: Categories, pi: float = 1.0, form: str = "v1", background: bool = True):
         super().__init__(categories, background)

@@ -109,6 +109,8 @@ class RandomLoss(ClassifierLoss):
         seed: first of the numbers that the random draws follow from.
     """
 
+    random_step: Tensor
+
     def __init__(self, categories: Categories, seed: int):
         super().__init__(categories)
         self.seed = seed

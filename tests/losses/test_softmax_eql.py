@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eql_d2.errors import InputError
-from eql_d2.losses import SoftmaxEqualizationLoss
+from eql_d2.losses import GradientSoftmaxEqualizationLoss
 from tests.losses.helpers import (
     assert_equals_slow,
     assert_golden,
@@ -19,7 +19,7 @@ from tests.losses.helpers import (
 @pytest.mark.parametrize(("name", "form"), [("softmax_eql", "v1"), ("softmax_eql_v2", "v2")])
 def test_golden_over_five_steps(name, form):
     arrays = golden(name)
-    loss = SoftmaxEqualizationLoss(40, pi=float(arrays["tau"]), form=form, background=False)
+    loss = GradientSoftmaxEqualizationLoss(40, pi=float(arrays["tau"]), form=form, background=False)
     for i in range(5):
         value, gradient = step(loss, *(torch.from_numpy(arrays[key][i]) for key in ("logits", "labels")))
         assert_golden(value, arrays["loss"][i])
@@ -53,7 +53,7 @@ def test_background_is_adjusted_like_an_average_class():
 
 
 def test_label_without_a_column_gives_no_loss():
-    loss = SoftmaxEqualizationLoss(9, background=False)
+    loss = GradientSoftmaxEqualizationLoss(9, background=False)
     value, gradient = step(loss, random_logits(3, 9), torch.tensor([9, 9, 9]))
     assert value == 0
     assert (gradient == 0).all()
@@ -61,4 +61,4 @@ def test_label_without_a_column_gives_no_loss():
 
 def test_unknown_form():
     with pytest.raises(InputError, match="FORM is 'v3'"):
-        SoftmaxEqualizationLoss(9, form="v3")
+        GradientSoftmaxEqualizationLoss(9, form="v3")
