@@ -272,6 +272,8 @@ def _add_loss_settings(node: CN) -> None:
     node.IIF.VARIANT = "raw"
     # What n and N count: "images" or "instances".
     node.IIF.COUNTS = "images"
+    # A background column (detection), or none (plain classification).
+    node.IIF.BACKGROUND = True
 
 
 def _add_calibration_settings(node: CN) -> None:

@@ -19,7 +19,7 @@ logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
 #: A class in more training images than this is many-shot, in fewer than FEW few-shot, else medium-shot.
 MANY, FEW = 100, 20
-SHOTS = ("many", "medium", "few")
+SHOTS = ("Many", "Medium", "Few")
 #: Name of the per-category tables, without their suffix.
 TABLE_NAME = "per_category_accuracy"
 _NUM_TOP = 5
@@ -27,12 +27,12 @@ _ECE_BINS = 15
 
 
 def shot_groups(image_count: Sequence[int]) -> List[str]:
-    """Return many (more than 100 training images), medium (20 to 100) or few (below 20) for each class.
+    """Return Many (more than 100 training images), Medium (20 to 100) or Few (below 20) for each class.
 
     The bounds of ImageNet-LT as United-Perception has them; OLTR's first code counts exactly 100 as many and exactly 20
     as few.
     """
-    return ["many" if n > MANY else "few" if n < FEW else "medium" for n in image_count]
+    return ["Many" if n > MANY else "Few" if n < FEW else "Medium" for n in image_count]
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = _ECE_BINS) -> float:
@@ -58,11 +58,11 @@ def accuracy_metrics(top: np.ndarray, labels: np.ndarray, shots: Optional[Sequen
     Args:
         top: int ``[N, 5]`` (or fewer columns): the labels with the largest scores, best first.
         labels: int ``[N]``.
-        shots: of each class, see :func:`shot_groups`; without it there are no many, medium and few.
+        shots: of each class, see :func:`shot_groups`; without it there are no Many, Medium and Few.
         num_classes: K.
 
     Returns:
-        ``top1``, ``top5``, ``balanced`` (the mean of the classes' accuracies) and ``many``, ``medium``, ``few`` (the
+        ``top1``, ``top5``, ``balanced`` (the mean of the classes' accuracies) and ``Many``, ``Medium``, ``Few`` (the
         mean of the group's), NaN for what has no class.
     """
     correct = top == labels[:, None]
@@ -90,7 +90,7 @@ class ClassificationEvaluator(DatasetEvaluator):
     Args:
         dataset_name: of a registered classification set; the class names come from its metadata.
         output_dir: where to write; nothing is written if it is ``None``.
-        frequency: of the training set, for many, medium and few and the training counts.
+        frequency: of the training set, for Many, Medium and Few and the training counts.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ClassificationEvaluator(DatasetEvaluator):
     def evaluate(self) -> Dict[str, Dict[str, float]]:
         """Return ``{"classification": {...}}`` on the main process, an empty dict elsewhere.
 
-        ``top1``, ``top5``, ``many``, ``medium``, ``few``, ``balanced`` and ``ECE`` (of the best score, 15 bins), all in
+        ``top1``, ``top5``, ``Many``, ``Medium``, ``Few``, ``balanced`` and ``ECE`` (of the best score, 15 bins), all in
         percent.
 
         Raises:

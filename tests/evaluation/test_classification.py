@@ -51,13 +51,13 @@ def test_against_scikit_learn():
     assert metrics["top5"] == pytest.approx(100 * top5)
     recall = sklearn_metrics.recall_score(truth, best, labels=everything[:-1], average=None)
     assert metrics["balanced"] == pytest.approx(100 * recall.mean())
-    assert metrics["many"] == pytest.approx(100 * recall[:3].mean())
-    assert metrics["medium"] == pytest.approx(100 * recall[3:7].mean())
-    assert metrics["few"] == pytest.approx(100 * recall[7:].mean())
+    assert metrics["Many"] == pytest.approx(100 * recall[:3].mean())
+    assert metrics["Medium"] == pytest.approx(100 * recall[3:7].mean())
+    assert metrics["Few"] == pytest.approx(100 * recall[7:].mean())
 
 
 def test_bounds_of_the_shots():
-    assert shot_groups([101, 100, 20, 19, 0]) == ["many", "medium", "medium", "few", "few"]
+    assert shot_groups([101, 100, 20, 19, 0]) == ["Many", "Medium", "Medium", "Few", "Few"]
 
 
 def test_calibration_error_is_the_slow_sum_over_bins():
@@ -82,7 +82,7 @@ def test_tables(tmp_path):
     rows = json.loads((tmp_path / "per_category_accuracy.json").read_text())
     assert [row["train_images"] for row in rows] == COUNTS
     assert rows[0]["name"] == "class 0"
-    assert [rows[i]["group"] for i in (2, 3, 7)] == ["many", "medium", "few"]
+    assert [rows[i]["group"] for i in (2, 3, 7)] == ["Many", "Medium", "Few"]
     assert rows[-1]["accuracy"] is None
     own = labels == 4
     assert rows[4]["accuracy"] == pytest.approx(100 * float((scores.argmax(1)[own] == 4).float().mean()))
