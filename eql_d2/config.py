@@ -26,9 +26,9 @@ def add_eql_config(cfg: CN) -> None:
 
     # The classifier loss: a name in CLASSIFIER_LOSS_REGISTRY. Its settings are in the node of the same name below.
     node.LOSS = "SOFTMAX"
-    # Which parameters are trained: "all"; "classifier", the last linear layer of each stage and no other (cRT, BAGS,
-    # ACSL); or "scale", one factor per logit of a frozen classifier (LWS). All else is frozen, with the statistics of
-    # its norm layers.
+    # Which parameters are trained: "all"; "box_head", the box head with its classifier and its box regression;
+    # "classifier", the last linear layer of each stage and no other (cRT, BAGS, ACSL); or "scale", one factor per logit
+    # of a frozen classifier (LWS). All else is frozen, with the statistics of its norm layers.
     node.TRAINABLE = "all"
     # Where the classifier starts when MODEL.WEIGHTS is loaded: "keep" (from the weights, which must fit) or "reset" (at
     # random, with the loss's bias and without what a loss had accumulated). A resumed run goes on with its own.

@@ -13,8 +13,14 @@ from torch import nn
 from eql_d2.errors import InputError
 from eql_d2.modeling.box_predictor import box_predictors
 
-#: What ``MODEL.LONG_TAIL.TRAINABLE`` may be, with the parameters of a box predictor that are then trained.
-TRAINABLE = {"all": (), "classifier": ("cls_score.weight", "cls_score.bias"), "scale": ("cls_scale",)}
+#: What ``MODEL.LONG_TAIL.TRAINABLE`` may be, with the beginnings of the names of the parameters of a box predictor that
+#: are then trained; ``box_head`` has the layers below it, too.
+TRAINABLE = {
+    "all": (),
+    "box_head": ("cls_score.", "cls_scale", "bbox_pred."),
+    "classifier": ("cls_score.",),
+    "scale": ("cls_scale",),
+}
 INIT_CLASSIFIER = ("keep", "reset")
 #: Parts of a box predictor that belong to the classifier: its parameters and what its loss has accumulated.
 CLASSIFIER_PARTS = ("cls_score.", "cls_scale", "classifier_loss.")
@@ -47,21 +53,23 @@ def freeze(model: nn.Module, trainable: str) -> None:
 
     Args:
         model: the whole model.
-        trainable: "all" (nothing is frozen), "classifier" or "scale".
+        trainable: "all" (nothing is frozen), "box_head", "classifier" or "scale".
 
     Raises:
         InputError: if the model has no box predictor of this package.
     """
     if trainable == "all":
         return
-    trained = {f"{name}.{part}" for name, _ in box_predictors(model) for part in TRAINABLE[trainable]}
+    trained = tuple(f"{name}.{part}" for name, _ in box_predictors(model) for part in TRAINABLE[trainable])
+    if trained and trainable == "box_head":
+        trained += ("roi_heads.box_head.",)
     if not trained:
         raise InputError(
             f"MODEL.LONG_TAIL.TRAINABLE is {trainable!r}, but the model has no box predictor of this package; set "
             f"MODEL.ROI_HEADS.NAME to one of its ROI heads."
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
+        parameter.requires_grad_(name.startswith(trained))
     losses = {part for _, predictor in box_predictors(model) for part in predictor.classifier_loss.modules()}
     for module in model.modules():
         is_layer = next(module.children(), None) is None and module not in losses

@@ -17,7 +17,11 @@ from eql_d2.modeling.box_predictor import box_predictors
 from tests.conftest import ARCHITECTURES, tiny_config
 from tests.modeling.test_heads import example
 
-TRAINED = {"classifier": r"\.cls_score\.(weight|bias)$", "scale": r"\.cls_scale$"}
+TRAINED = {
+    "box_head": r"\.box_head\.|\.(cls_score|bbox_pred)\.(weight|bias)$",
+    "classifier": r"\.cls_score\.(weight|bias)$",
+    "scale": r"\.cls_scale$",
+}
 LOSS_STATE = r"\.classifier_loss\."
 
 
@@ -79,7 +83,9 @@ def test_nothing_else_moves(lvis_folder, architecture, trainable):
     moved = changed(before, model)
     stages = 3 if architecture.startswith("Cascade") else 1
     trained = {name for name in before if re.search(TRAINED[trainable], name)}
-    assert len(trained) == stages * (2 if trainable == "classifier" else 1)
+    head = {name for name in before if ".box_head." in name}
+    assert len(trained - head) == stages * {"box_head": 4, "classifier": 2, "scale": 1}[trainable]
+    assert (trained & head == head) == (trainable == "box_head" or not head)
     assert trained <= moved
     assert all(re.search(LOSS_STATE, name) for name in moved - trained), moved
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -222,7 +228,7 @@ def test_keep_needs_a_classifier_in_the_weights(lvis_folder, trainable):
 @pytest.mark.parametrize(
     "opts, words",
     [
-        (["TRAINABLE", "head"], ["TRAINABLE is 'head'", "'all', 'classifier', 'scale'"]),
+        (["TRAINABLE", "head"], ["TRAINABLE is 'head'", "'all', 'box_head', 'classifier', 'scale'"]),
         (["INIT_CLASSIFIER", "new"], ["INIT_CLASSIFIER is 'new'", "'keep', 'reset'"]),
         (["TRAINABLE", "scale", "INIT_CLASSIFIER", "reset"], ["'scale'", "must then be 'keep'"]),
         (["TRAINABLE", "classifier"], ["'classifier'", "MODEL.WEIGHTS is empty", "tools/train_two_stage.py"]),
