@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["eql_d2", "eql_d2.*"]),
-    package_data={"eql_d2.experiments": ["*.yaml"]},
+    package_data={"eql_d2.experiments": ["*.yaml", "templates/*"], "eql_d2.visualization": ["templates/*"]},
     python_requires=">=3.9",
     install_requires=[
         "torch>=2.1",
@@ -29,6 +29,9 @@ setup(
         "opencv-python",
         "hotcoco; python_version >= '3.10'",  # elsewhere the lvis back end is used
         "msgspec",
+        "scipy",
+        "pandas",
+        "jinja2",
         # What Detectron2 itself imports; its wheel is installed without dependencies.
         "Pillow",
         "omegaconf>=2.1,<2.4",

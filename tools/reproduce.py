@@ -19,11 +19,11 @@ from pathlib import Path
 
 from eql_d2.errors import InputError, run_tool
 from eql_d2.experiments import reproduce
-from eql_d2.experiments.comparison import collect
+from eql_d2.experiments.comparison import collect_lines
 from eql_d2.experiments.coverage import make_coverage
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
 from eql_d2.experiments.plot import plot_table
-from eql_d2.experiments.spec import load_table, table_names
+from eql_d2.experiments.spec import load_specification, table_names
 from eql_d2.experiments.table_report import FORMATS, format_report
 from eql_d2.files import write_whole
 
@@ -82,7 +82,7 @@ def main() -> int:
     args = parse_args()
     if args.command == "list":
         for name in table_names():
-            print(f"{name}: {load_table(name).title}")
+            print(f"{name}: {load_specification(name).title}")
         return 0
     if args.command == "coverage":
         if args.output is None:
@@ -90,13 +90,13 @@ def main() -> int:
         else:
             write_whole(args.output, make_coverage())
         return 0
-    table = load_table(args.table)
+    table = load_specification(args.table)
     args.results, args.runs = args.results.resolve(), args.runs.resolve()
     if args.command == "status":
         print("\n".join(reproduce.status_lines(table, args.runs, args.results)))
     elif args.command in ("report", "plot"):
         table = table.against(args.baseline) if args.baseline else table
-        lines = collect(table, args.results, reproduce.last_errors(table, args.runs))
+        lines = collect_lines(table, args.results, reproduce.last_errors(table, args.runs))
         if args.command == "plot":
             plot_table(table, lines, args.output, args.metrics)
         elif args.output is None:

@@ -8,9 +8,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from eql_d2.errors import InputError
 from eql_d2.experiments.execution import read_records
+from eql_d2.experiments.plan import PlannedRun, code_digest, runs_of
 from eql_d2.experiments.references import find_row, read_tables
-from eql_d2.experiments.runs import Run, code_digest, runs_of
-from eql_d2.experiments.spec import FIXED, Row, Table
+from eql_d2.experiments.spec import FIXED, Table, TableRow
 
 #: Two-sided 95% quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
 _T_95 = (
@@ -67,7 +67,7 @@ class Line:
         error: the last error of a run that failed, empty if none did.
     """
 
-    row: Row
+    row: TableRow
     cells: Dict[str, Cell]
     seeds: Tuple[int, ...] = ()
     seconds: Optional[float] = None
@@ -76,7 +76,7 @@ class Line:
     error: str = ""
 
 
-def collect(table: Table, results_file: Path, errors: Optional[Mapping[str, str]] = None) -> List[Line]:
+def collect_lines(table: Table, results_file: Path, errors: Optional[Mapping[str, str]] = None) -> List[Line]:
     """Return the rows of a table with what was measured of them.
 
     A record belongs to a run if config and seed are the same, and the data where the data is there; of several, the
@@ -115,14 +115,14 @@ def collect(table: Table, results_file: Path, errors: Optional[Mapping[str, str]
     return lines
 
 
-def _records_by_seed(row: Row, runs: Mapping, records: Sequence[Mapping]) -> List[Tuple[int, Mapping[str, Any]]]:
+def _records_by_seed(row: TableRow, runs: Mapping, records: Sequence[Mapping]) -> List[Tuple[int, Mapping[str, Any]]]:
     """Return (seed, record) of the runs of a row that have finished."""
     seeds = () if row.not_expressible else row.seeds
     found = [(seed, best_record(runs[row.name, seed], records)) for seed in seeds]
     return [(seed, record) for seed, record in found if record is not None]
 
 
-def best_record(run: Run, records: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
+def best_record(run: PlannedRun, records: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
     """Return the record of a run, ``None`` if there is none."""
     fitting = [record for record in records if record["config_digest"] == run.config_digest]
     try:
@@ -169,7 +169,7 @@ def _lookup(metrics: Mapping[str, Any], metric: str) -> Optional[float]:
     return metrics.get(kind, {}).get(name)
 
 
-def _published(tables: Mapping[str, Dict[str, Any]], row: Row, metric: str) -> Dict[str, str]:
+def _published(tables: Mapping[str, Dict[str, Any]], row: TableRow, metric: str) -> Dict[str, str]:
     """Return what the row's references print for a metric, by source."""
     found = {}
     for source, reference in row.published.items():

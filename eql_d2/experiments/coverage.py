@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from eql_d2.experiments.spec import PAPERS, TABLES, Table, load_table, table_names
+from eql_d2.experiments.spec import PAPERS, TABLES, Table, load_specification, table_names
 
 RUNNABLE = "runnable"
 PARTLY = "partly"
@@ -29,7 +29,7 @@ def make_coverage(folder: Path = TABLES) -> str:
     Raises:
         InputError: if one of them is wrong.
     """
-    tables = [load_table(name, folder) for name in table_names(folder)]
+    tables = [load_specification(name, folder) for name in table_names(folder)]
     summary = [["paper", RUNNABLE, PARTLY, NOT_EXPRESSIBLE]]
     parts = []
     for paper, number in PAPERS.items():

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 
 from eql_d2.experiments.jobs import ROOT, has_finished, last_metrics, last_words
-from eql_d2.experiments.runs import Run, code_digest
+from eql_d2.experiments.plan import PlannedRun, code_digest
 from eql_d2.files import write_whole
 
 STATE_FILE = "run.json"
@@ -59,7 +59,7 @@ class Processes:
 
 
 def execute(
-    run: Run,
+    run: PlannedRun,
     results_file: Path,
     num_gpus: int = 0,
     environment: Optional[Dict[str, str]] = None,
@@ -75,7 +75,7 @@ def execute(
     Args:
         run: what to do.
         results_file: a JSON-lines file; written once, with a lock, at the end.
-        num_gpus: see :meth:`Run.commands`.
+        num_gpus: see :meth:`PlannedRun.commands`.
         environment: variables added to this process's own.
         tidy: delete the checkpoints before the last one when the training has finished.
         processes: what can stop the run from another thread.
@@ -95,7 +95,7 @@ def execute(
 
 
 def _execute(
-    run: Run,
+    run: PlannedRun,
     results_file: Path,
     commands: Sequence[List[str]],
     start_process: Callable[[List[str], Path], subprocess.Popen],
@@ -145,7 +145,7 @@ def _start(command: List[str], console: Path, environment: Dict[str, str], lock:
         )
 
 
-def _record(run: Run, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[str, Any]:
+def _record(run: PlannedRun, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[str, Any]:
     """Return the row of the results file."""
     identity = run.identity()
     # Not where the weights lay on this machine, but what they are.
@@ -199,13 +199,13 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
     return records
 
 
-def is_recorded(run: Run, records: Sequence[Dict[str, Any]]) -> bool:
+def is_recorded(run: PlannedRun, records: Sequence[Dict[str, Any]]) -> bool:
     """Return whether a run is in the results file and, if it is a training, its weights are there."""
     known = any(record["key"] == run.key for record in records)
     return known and (run.row.action == "evaluate" or Path(run.weights).is_file())
 
 
-def status_of(run: Run) -> Dict[str, Any]:
+def status_of(run: PlannedRun) -> Dict[str, Any]:
     """Return what a run's folder says: ``status``, ``error``, ``attempts``, ``iteration``."""
     state = read_state(run.folder)
     if not state:

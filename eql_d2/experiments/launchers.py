@@ -12,7 +12,7 @@ import torch
 from eql_d2.errors import InputError
 from eql_d2.experiments.execution import Processes, execute
 from eql_d2.experiments.jobs import threads_per_job
-from eql_d2.experiments.runs import Run
+from eql_d2.experiments.plan import PlannedRun
 
 
 class Launcher(Protocol):
@@ -20,7 +20,7 @@ class Launcher(Protocol):
 
     slots: int
 
-    def submit(self, run: Run) -> Any:
+    def submit(self, run: PlannedRun) -> Any:
         """Start a run; return an object with ``done()`` and ``result()``, as :class:`concurrent.futures.Future`."""
 
     def close(self) -> None:
@@ -57,10 +57,10 @@ class LocalLauncher:
             execute, results_file=results_file, num_gpus=gpus_per_job, tidy=tidy, processes=self._processes
         )
 
-    def submit(self, run: Run) -> Future:
+    def submit(self, run: PlannedRun) -> Future:
         return self._pool.submit(self._on_a_slot, run)
 
-    def _on_a_slot(self, run: Run) -> Dict[str, Any]:
+    def _on_a_slot(self, run: PlannedRun) -> Dict[str, Any]:
         with self._lock:
             slot = self._free.pop(0)
         try:
@@ -130,7 +130,7 @@ class SubmititLauncher:
         self.slots = jobs
         self._results_file, self._gpus_per_job, self._tidy = results_file, gpus_per_job, tidy
 
-    def submit(self, run: Run) -> Any:
+    def submit(self, run: PlannedRun) -> Any:
         return self._executor.submit(Resumable(), run, self._results_file, self._gpus_per_job, {}, self._tidy)
 
     def close(self) -> None:

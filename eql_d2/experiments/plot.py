@@ -18,7 +18,7 @@ def plot_table(table: Table, lines: Sequence[Line], output: Path, metrics: Optio
 
     Args:
         table: the specification.
-        lines: as :func:`~eql_d2.experiments.comparison.collect` returns them.
+        lines: as :func:`~eql_d2.experiments.comparison.collect_lines` returns them.
         output: a ``.png``, ``.svg`` or ``.pdf`` file.
         metrics: of the table; the first and the last AP of all categories if not given.
 

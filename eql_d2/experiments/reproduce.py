@@ -20,7 +20,7 @@ from eql_d2.experiments.execution import (
     status_of,
 )
 from eql_d2.experiments.launchers import Launcher
-from eql_d2.experiments.runs import Run, code_digest, runs_of
+from eql_d2.experiments.plan import PlannedRun, code_digest, runs_of
 from eql_d2.experiments.spec import FIXED, Table
 from eql_d2.mini.generate import generate_mini_dataset
 
@@ -73,7 +73,7 @@ def run_table(
     skipped = len(finished)
     waiting = [run for run in waiting if run.name not in finished]
     report(f"{table.name}: {skipped} of {skipped + len(waiting)} runs have finished, {len(waiting)} to go.")
-    active: Dict[str, Tuple[Run, object]] = {}
+    active: Dict[str, Tuple[PlannedRun, object]] = {}
     unfinished: Dict[str, str] = {}
     elsewhere: Set[str] = set()  # runs that another process works on, or did
     try:
@@ -107,7 +107,9 @@ def run_table(
     return list(unfinished)
 
 
-def _drop_orphans(waiting: List[Run], unfinished: Dict[str, str], report: Callable[[str], None]) -> List[Run]:
+def _drop_orphans(
+    waiting: List[PlannedRun], unfinished: Dict[str, str], report: Callable[[str], None]
+) -> List[PlannedRun]:
     """Return the runs whose weights may still come; say of the others why they are left out."""
     kept = []
     for run in waiting:
@@ -126,7 +128,7 @@ def _outcome(job) -> Mapping:
         return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
 
 
-def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = None) -> List[Run]:
+def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = None) -> List[PlannedRun]:
     """Return the runs of the rows ``only`` with those that they start from, in an order in which they can run.
 
     Raises:
@@ -140,12 +142,12 @@ def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = No
     for row in table.rows:
         if row.not_expressible and row.name in (only or ()):
             raise InputError(f"The row {row.name!r} of {table.name} cannot be run: {row.not_expressible}")
-    chosen: Dict[str, Run] = {}
+    chosen: Dict[str, PlannedRun] = {}
     for run in runs.values():
         if only and run.row.name not in only and run.row.name.removesuffix(FIXED) not in only:
             continue
-        chain: List[Run] = []
-        current: Optional[Run] = run
+        chain: List[PlannedRun] = []
+        current: Optional[PlannedRun] = run
         while current is not None:
             chain.insert(0, current)
             current = current.parent
@@ -154,7 +156,7 @@ def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = No
     return list(chosen.values())
 
 
-def finished_runs(runs: Sequence[Run], results_file: Path, any_code: bool = False) -> Set[str]:
+def finished_runs(runs: Sequence[PlannedRun], results_file: Path, any_code: bool = False) -> Set[str]:
     """Return the names of the runs that need not be run: they are in the results file.
 
     One that is there is run again all the same if its weights are gone and a run that is not there starts from them.
@@ -163,12 +165,12 @@ def finished_runs(runs: Sequence[Run], results_file: Path, any_code: bool = Fals
     keys = {record["key"] for record in records}
     whatever_code = {(record["config_digest"], record["data_digest"]) for record in records}
 
-    def is_known(run: Run) -> bool:
+    def is_known(run: PlannedRun) -> bool:
         return run.key in keys or (any_code and (run.config_digest, run.data_digest()) in whatever_code)
 
     unfinished: Set[str] = set()
     for run in runs:
-        current: Optional[Run] = None if is_known(run) else run
+        current: Optional[PlannedRun] = None if is_known(run) else run
         while current is not None:
             unfinished.add(current.name)
             parent = current.parent

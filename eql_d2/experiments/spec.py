@@ -82,7 +82,7 @@ _JOINED = ("opts", "caveats")
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table: a config with its overrides.
 
     Attributes:
@@ -131,10 +131,10 @@ class Table:
     name: str
     title: str
     dataset: str
-    rows: Tuple[Row, ...]
+    rows: Tuple[TableRow, ...]
     metrics: Tuple[str, ...]
     columns: Tuple[str, ...] = ()
-    prepare: Mapping[str, Row] = field(default_factory=dict)
+    prepare: Mapping[str, TableRow] = field(default_factory=dict)
     generate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fixed_opts: Tuple[str, ...] = ()
     caveats: Tuple[str, ...] = ()
@@ -142,15 +142,15 @@ class Table:
     small_copy: str = ""
 
     @property
-    def runnable(self) -> Tuple[Row, ...]:
+    def runnable(self) -> Tuple[TableRow, ...]:
         """The rows that can be run."""
         return tuple(row for row in self.rows if not row.not_expressible)
 
-    def find(self, name: str) -> Row:
+    def find(self, name: str) -> TableRow:
         """Return the row or preparation of this name."""
         return {**self.prepare, **{row.name: row for row in self.rows}}[name]
 
-    def fixed_row(self, row: Row) -> Row:
+    def fixed_row(self, row: TableRow) -> TableRow:
         """Return the second evaluation of a row, which starts from its weights, or from those that it evaluates."""
         start = row.start if row.action == "evaluate" else row.name
         opts = (*row.opts, *self.fixed_opts)
@@ -173,7 +173,7 @@ def table_names(folder: Path = TABLES) -> List[str]:
     return sorted(path.stem for path in folder.glob("*.yaml") if not path.name.startswith("Base-"))
 
 
-def load_table(name: str, folder: Path = TABLES) -> Table:
+def load_specification(name: str, folder: Path = TABLES) -> Table:
     """Read a specification.
 
     Args:
@@ -258,10 +258,10 @@ class _Parser:
         self.check_references(table)
         return table
 
-    def row(self, entry: Any, where: str, shared_opts: Sequence) -> Row:
+    def row(self, entry: Any, where: str, shared_opts: Sequence) -> TableRow:
         if not isinstance(entry, dict):
             self.fail(f"{where} is {entry!r}; a row is a mapping.")
-        self.check_keys(entry, set(Row.__dataclass_fields__), where)
+        self.check_keys(entry, set(TableRow.__dataclass_fields__), where)
         reason = entry.get("not_expressible", "")
         if reason and "config" in entry:
             self.fail(f"{where} has a config and is not_expressible; it must be one of the two.")
@@ -276,7 +276,7 @@ class _Parser:
         opts = [str(word) for word in [*shared_opts, *(entry.get("opts") or ())]]
         if len(opts) % 2:
             self.fail(f"opts of {where} are not pairs of KEY VALUE: {' '.join(opts)}.")
-        return Row(
+        return TableRow(
             name=entry["name"],
             config=config,
             label=entry.get("label", entry["name"]),
@@ -346,7 +346,7 @@ class _Parser:
             if unknown:
                 self.fail(f"values of {row.name!r} has {unknown[0]!r}, which is not in columns.")
 
-    def check_start(self, table: Table, row: Row) -> None:
+    def check_start(self, table: Table, row: TableRow) -> None:
         seen = [row.name]
         while row.start:
             names = [*table.prepare, *(other.name for other in table.rows)]

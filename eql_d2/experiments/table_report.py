@@ -45,7 +45,7 @@ def format_report(table: Table, lines: Sequence[Line], style: str) -> str:
 
     Args:
         table: the specification.
-        lines: as :func:`~eql_d2.experiments.comparison.collect` returns them.
+        lines: as :func:`~eql_d2.experiments.comparison.collect_lines` returns them.
         style: a key of :data:`FORMATS`.
     """
     return FORMATS[style](table, lines)

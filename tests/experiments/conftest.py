@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from eql_d2.experiments import runs, spec
+from eql_d2.experiments import plan, spec
 from tests.conftest import make_lvis_json
 
 #: In the place of tools/train_net.py: does what the config override SOLVER.MAX_ITER says. 13 fails, 17 waits for ever,
@@ -61,8 +61,8 @@ def place(tmp_path, monkeypatch):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     monkeypatch.setattr(spec, "CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr(runs, "TRAIN_NET", script)
-    monkeypatch.setattr(runs, "CALIBRATE", script)
+    monkeypatch.setattr(plan, "TRAIN_NET", script)
+    monkeypatch.setattr(plan, "CALIBRATE", script)
     return tmp_path
 
 
@@ -74,6 +74,6 @@ def write_table(place):
         content = {"title": "Tiny", "dataset": "Tiny", "metrics": ["segm/AP", "segm/APr", "bbox/AP"], "rows": rows}
         path = place / "tables" / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**content, **keys}))
-        return spec.load_table(name, place / "tables")
+        return spec.load_specification(name, place / "tables")
 
     return write

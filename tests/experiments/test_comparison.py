@@ -11,9 +11,9 @@ import pytest
 
 from eql_d2.errors import InputError
 from eql_d2.experiments import comparison
-from eql_d2.experiments.comparison import collect, differs, published_value
+from eql_d2.experiments.comparison import collect_lines, differs, published_value
+from eql_d2.experiments.plan import runs_of
 from eql_d2.experiments.references import read_tables
-from eql_d2.experiments.runs import runs_of
 from eql_d2.experiments.table_report import FORMATS, format_report
 
 ROWS = [
@@ -46,7 +46,7 @@ def write_records(place, table, **changes):
 @pytest.fixture
 def measured(place, write_table):
     table = write_table(ROWS, **KEYS)
-    return table, collect(table, write_records(place, table))
+    return table, collect_lines(table, write_records(place, table))
 
 
 def test_means_spreads_and_differences(measured):
@@ -91,14 +91,14 @@ def test_false_alarms_are_as_rare_as_promised():
 
 def test_numbers_of_other_code_are_marked_and_of_other_data_left_out(place, write_table):
     table = write_table(ROWS, **KEYS)
-    lines = collect(table, write_records(place, table, code_digest="old"))
+    lines = collect_lines(table, write_records(place, table, code_digest="old"))
     assert lines[1].stale and lines[1].seeds == (0, 1, 2)
     assert "Measured with an earlier state of the code: Base" in format_report(table, lines, "markdown")
-    assert collect(table, write_records(place, table, data_digest="other"))[1].seeds == ()
+    assert collect_lines(table, write_records(place, table, data_digest="other"))[1].seeds == ()
     # Where the data is not at hand, what is recorded is still printed.
     path = write_records(place, table)
     (place / "data" / "val.json").unlink()
-    assert collect(table, path)[1].seeds == (0, 1, 2)
+    assert collect_lines(table, path)[1].seeds == (0, 1, 2)
 
 
 def test_of_several_records_this_codes_or_the_newest_counts(place, write_table):
@@ -152,7 +152,7 @@ def test_markdown(measured):
 def test_rows_with_baselines_of_their_own_name_them(place, write_table):
     rows = [*ROWS[:2], dict(ROWS[2], baseline="better")]
     table = write_table(rows, **KEYS)
-    text = format_report(table, collect(table, write_records(place, table)), "markdown")
+    text = format_report(table, collect_lines(table, write_records(place, table)), "markdown")
     assert "| method | λ | baseline | seeds |" in text and "| Absent |  | Better | 0 |" in text
     assert "| Base & <co> |  |  | 3 |" in text and "difference to the row's baseline" in text
 
@@ -196,10 +196,10 @@ def test_html_is_escaped_and_well_formed(measured):
 
 @pytest.mark.parametrize("style", FORMATS)
 def test_published_numbers_stand_beside_what_was_not_run(style, tmp_path):
-    from eql_d2.experiments.spec import load_table
+    from eql_d2.experiments.spec import load_specification
 
-    table = load_table("eql_table5")
-    text = format_report(table, collect(table, tmp_path / "none.jsonl"), style)
+    table = load_specification("eql_table5")
+    text = format_report(table, collect_lines(table, tmp_path / "none.jsonl"), style)
     assert "11.3" in text and "22.8" in text
     if style != "csv":
         assert text.count("not run") == 7 * len(table.metrics)
@@ -207,5 +207,5 @@ def test_published_numbers_stand_beside_what_was_not_run(style, tmp_path):
 
 def test_a_failed_row_shows_its_error(measured, place):
     table = measured[0]
-    lines = collect(table, place / "results.jsonl", {"absent": "error: out of luck"})
+    lines = collect_lines(table, place / "results.jsonl", {"absent": "error: out of luck"})
     assert "Absent failed: error: out of luck" in format_report(table, lines, "markdown")

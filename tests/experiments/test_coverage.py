@@ -7,9 +7,9 @@ import pytest
 
 from eql_d2.errors import InputError
 from eql_d2.experiments import reproduce
-from eql_d2.experiments.comparison import collect
+from eql_d2.experiments.comparison import collect_lines
 from eql_d2.experiments.coverage import describe, make_coverage
-from eql_d2.experiments.spec import PAPERS, load_table, table_names
+from eql_d2.experiments.spec import PAPERS, load_specification, table_names
 from eql_d2.experiments.table_report import format_report
 from tests.conftest import ROOT
 
@@ -29,7 +29,7 @@ def test_the_command_prints_the_page():
 
 
 def test_every_paper_has_tables_and_no_two_of_one_name():
-    tables = [load_table(name) for name in table_names()]
+    tables = [load_specification(name) for name in table_names()]
     assert {table.paper for table in tables} >= set(PAPERS)
     titles = [table.title for table in tables]
     assert len(set(titles)) == len(titles)
@@ -55,7 +55,7 @@ def test_a_row_that_cannot_be_run_is_reported_and_not_planned(write_table, tmp_p
     with pytest.raises(InputError, match=f"'b' of tiny cannot be run: {REASON}"):
         reproduce.select_runs(table, tmp_path, only=["b"])
     assert reproduce.status_lines(table, tmp_path, tmp_path / "none.jsonl")[-1] == f"b: not expressible: {REASON}"
-    text = format_report(table, collect(table, tmp_path / "none.jsonl"), "markdown")
+    text = format_report(table, collect_lines(table, tmp_path / "none.jsonl"), "markdown")
     assert "| B | 0 | not expressible |" in text and f"Not expressible (B): {REASON}" in text
     # A table of such rows alone has nothing to run, and says so.
     nothing = write_table(ROWS[1:], name="nothing")

@@ -3,9 +3,9 @@
 import pytest
 
 from eql_d2.errors import InputError
-from eql_d2.experiments.comparison import collect
+from eql_d2.experiments.comparison import collect_lines
 from eql_d2.experiments.plot import default_metrics, plot_table, table_figure
-from eql_d2.experiments.spec import load_table
+from eql_d2.experiments.spec import load_specification
 from tests.experiments.test_comparison import measured, write_records  # noqa: F401  (measured is a fixture)
 
 
@@ -32,7 +32,7 @@ def test_the_file(measured, tmp_path):  # noqa: F811
 
 
 def test_metrics_that_are_drawn_by_default():
-    assert default_metrics(load_table("mini_methods")) == ["segm/AP", "bbox/AP-fixed"]
+    assert default_metrics(load_specification("mini_methods")) == ["segm/AP", "bbox/AP-fixed"]
 
 
 def test_what_cannot_be_drawn(measured, tmp_path):  # noqa: F811
@@ -48,7 +48,7 @@ def test_what_cannot_be_drawn(measured, tmp_path):  # noqa: F811
 
 def test_one_baseline_for_all(measured, place):  # noqa: F811
     table = measured[0].against("better")
-    base, better, _ = collect(table, write_records(place, table))
+    base, better, _ = collect_lines(table, write_records(place, table))
     assert base.cells["segm/AP"].difference == pytest.approx(-2.0) and base.cells["segm/AP"].supported
     assert better.cells["segm/AP"].difference is None
     with pytest.raises(InputError, match="--baseline best: tiny has no such row; there are base, better, absent"):

@@ -13,12 +13,12 @@ from typing import Sequence
 import pytest
 
 from eql_d2.errors import InputError
-from eql_d2.experiments import execution, reproduce, runs
-from eql_d2.experiments.comparison import collect
+from eql_d2.experiments import execution, plan, reproduce
+from eql_d2.experiments.comparison import collect_lines
 from eql_d2.experiments.execution import append_record, execute, is_locked, read_records, status_of
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
+from eql_d2.experiments.plan import runs_of
 from eql_d2.experiments.reproduce import dry_run, last_errors, run_table, select_runs, status_lines
-from eql_d2.experiments.runs import runs_of
 
 ROWS = [
     {"name": "first", "config": "tiny", "opts": ["SOLVER.BASE_LR", 0.1]},
@@ -76,12 +76,12 @@ def test_what_a_result_depends_on_makes_it_run_again(place, write_table, run_all
         path = place / "data" / "val.json"
         path.write_text(path.read_text() + " ")
     else:
-        monkeypatch.setattr(runs, "code_digest", lambda: "other")
+        monkeypatch.setattr(plan, "code_digest", lambda: "other")
     table = write_table(rows)
     # Stage 2 depends on stage 1, so it runs again too.
     assert run_all(table)[1][0] == "tiny: 0 of 2 runs have finished, 2 to go."
     if change == "code":
-        monkeypatch.setattr(runs, "code_digest", lambda: "yet another")
+        monkeypatch.setattr(plan, "code_digest", lambda: "yet another")
         assert run_all(table, any_code=True)[1] == ["tiny: 2 of 2 runs have finished, 0 to go."]
 
 
@@ -153,7 +153,7 @@ def test_second_evaluation_gives_the_fixed_metrics(place, write_table, run_all):
     assert again.parent is first and other.parent is first and other.row.action == "evaluate"
     assert f"MODEL.WEIGHTS {first.weights}" in (again.folder / "calls.txt").read_text()
     assert "--eval-only" in (again.folder / "calls.txt").read_text()
-    line = collect(table, place / "results.jsonl")[0]
+    line = collect_lines(table, place / "results.jsonl")[0]
     # The script's AP is 100 times the learning rate: 10 from the training, 50 from the second evaluation.
     assert line.cells["segm/AP"].values == [10.0] and line.cells["segm/AP-fixed"].values == [50.0]
 
@@ -294,7 +294,7 @@ def _with_own_commands(launcher):
 
 
 @dataclass(frozen=True)
-class FixedRun(runs.Run):
+class FixedRun(plan.PlannedRun):
     """A run with given commands."""
 
     fixed: Sequence[Sequence[str]] = ()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from eql_d2.experiments.comparison import collect
+from eql_d2.experiments.comparison import collect_lines
 from eql_d2.experiments.execution import read_records
-from eql_d2.experiments.spec import load_table
+from eql_d2.experiments.spec import load_specification
 from eql_d2.experiments.table_report import to_markdown
 from tests.conftest import ROOT
 
@@ -16,8 +16,8 @@ def test_page_is_what_the_report_prints(page, monkeypatch, tmp_path):
     # Without the data: another version of NumPy may have drawn it differently on this machine.
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     name, _, baseline = page.stem.partition("_against_")
-    table = load_table(name).against(baseline) if baseline else load_table(name)
-    printed = to_markdown(table, collect(table, RESULTS / "mini.jsonl"))
+    table = load_specification(name).against(baseline) if baseline else load_specification(name)
+    printed = to_markdown(table, collect_lines(table, RESULTS / "mini.jsonl"))
     numbers = [line for line in printed.splitlines() if line.startswith("|")]
     assert numbers == [line for line in page.read_text().splitlines() if line.startswith("|")]
 

@@ -8,14 +8,14 @@ from eql_d2.errors import InputError
 from eql_d2.experiments import spec
 from eql_d2.experiments.comparison import published_value
 from eql_d2.experiments.references import read_tables
-from eql_d2.experiments.spec import load_table, table_names
+from eql_d2.experiments.spec import load_specification, table_names
 
 ROW = {"name": "a", "config": "tiny"}
 
 
 @pytest.mark.parametrize("name", table_names())
 def test_specification_of_the_repository(name):
-    table = load_table(name)
+    table = load_specification(name)
     for row in [*table.rows, *table.prepare.values()]:
         if row.config is not None:
             load_config(str(row.config), row.opts)
@@ -38,13 +38,13 @@ def test_every_published_row_of_an_eql_table_is_in_its_specification():
         rows = read_tables()[name]["rows"]
         printed = {published_value(read_tables(), row.published["paper"], "segm/AP") + "/" +
                    published_value(read_tables(), row.published["paper"], "segm/APr")
-                   for row in load_table(name).rows if "paper" in row.published}  # fmt: skip
+                   for row in load_specification(name).rows if "paper" in row.published}  # fmt: skip
         assert {f"{row['AP']}/{row['APr']}" for row in rows} <= printed
 
 
 def test_the_two_stage_tables_train_both_stages():
     for name in ("acsl", "bags"):
-        table = load_table(name)
+        table = load_specification(name)
         second = [row for row in table.rows if row.start]
         assert second and all(not table.find(row.start).start for row in second)
 
@@ -56,7 +56,7 @@ def test_base_is_merged(place, write_table):
     rows = [{**ROW, "opts": ["B", 2], "start": "first"}]
     child = {"_BASE_": "Base-x.yaml", "title": "Child", "opts": ["C", 3], "caveats": ["y"], "rows": rows}
     (place / "tables" / "child.yaml").write_text(yaml.safe_dump(child))
-    table = load_table("child", place / "tables")
+    table = load_specification("child", place / "tables")
     assert (table.title, table.dataset, table.caveats) == ("Child", "Base", ("x", "y"))
     assert table.rows[0].opts == ("A", "1", "C", "3", "B", "2") and table.rows[0].seeds == (1, 2)
     # What is prepared is one training with settings of its own.
@@ -122,7 +122,7 @@ def test_what_is_published_of_a_row(write_table):
 
 def test_unknown_table_and_unreadable_file(place):
     with pytest.raises(InputError, match="Did you mean eql_table2"):
-        load_table("eql_tabel2")
+        load_specification("eql_tabel2")
     (place / "tables" / "broken.yaml").write_text("rows: [")
     with pytest.raises(InputError, match=r"broken\.yaml cannot be read as YAML"):
-        load_table("broken", place / "tables")
+        load_specification("broken", place / "tables")

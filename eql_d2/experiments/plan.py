@@ -15,7 +15,7 @@ from eql_d2.config import flatten, get_cfg, load_config
 from eql_d2.data.builtin import LVIS_JSON_FILES, data_root, resolve_path
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import ROOT, TRAIN_NET
-from eql_d2.experiments.spec import PREPARATION_SEED, Row, Table
+from eql_d2.experiments.spec import PREPARATION_SEED, Table, TableRow
 
 PACKAGE = Path(eql_d2.__file__).resolve().parent
 CALIBRATE = ROOT / "tools" / "calibrate.py"
@@ -26,7 +26,7 @@ _NO_PART_OF_A_RESULT = ("OUTPUT_DIR", "SOLVER.CHECKPOINT_PERIOD", "VIS_PERIOD", 
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One row with one seed.
 
     Attributes:
@@ -36,10 +36,10 @@ class Run:
         runs_dir: folder of all runs; each writes to a folder of its own in it.
     """
 
-    row: Row
+    row: TableRow
     seed: int
     runs_dir: Path
-    parent: Optional["Run"] = None
+    parent: Optional["PlannedRun"] = None
 
     @property
     def name(self) -> str:
@@ -117,20 +117,20 @@ class Run:
         return [*commands, [sys.executable, str(TRAIN_NET), *flags, "--eval-only", *opts]]
 
 
-def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], Run]:
+def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], PlannedRun]:
     """Return every run of a table by row name and seed, each after the one that it starts from.
 
     With ``fixed_opts`` a row's second evaluation is there too, under the row's name with ``-fixed``.
     """
-    runs: Dict[Tuple[str, int], Run] = {}
+    runs: Dict[Tuple[str, int], PlannedRun] = {}
 
-    def add(row: Row, seed: int) -> Run:
+    def add(row: TableRow, seed: int) -> PlannedRun:
         if (row.name, seed) not in runs:
             parent = None
             if row.start:
                 start = table.find(row.start)
                 parent = add(start, PREPARATION_SEED if start.name in table.prepare else seed)
-            runs[row.name, seed] = Run(row, seed, Path(runs_dir), parent)
+            runs[row.name, seed] = PlannedRun(row, seed, Path(runs_dir), parent)
         return runs[row.name, seed]
 
     # All rows with the first seed come first: a table that is cut short has something of every row.
