@@ -1,5 +1,6 @@
 # make demo    install what is missing, generate the data, train sigmoid CE and EQL, print one table    (4 to 5 minutes, CPU)
 # make test    install what is missing, lint, unit tests, end-to-end tests
+# make docs    build/api/index.html, a page for each module from its docstrings
 # VENV=PATH uses (and completes) another virtual environment; a torch or Detectron2 that it has is kept.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.eql_d2_installed
 
-.PHONY: setup demo test test-unit test-end-to-end lint bench
+.PHONY: setup demo test test-unit test-end-to-end lint lint-style lint-imports lint-types docs bench
 
 setup: $(STAMP)
 
@@ -21,8 +22,19 @@ $(STAMP): setup.py requirements/torch.txt requirements/detectron2.txt tools/inst
 demo: setup
 	$(PY) tools/demo_mini.py --output output/demo
 
-lint: setup
+lint: lint-style lint-imports lint-types
+
+lint-style: setup
 	$(VENV)/bin/ruff check .
+
+lint-imports: setup
+	$(VENV)/bin/lint-imports
+
+lint-types: setup
+	$(VENV)/bin/mypy
+
+docs: setup
+	$(PY) tools/make_api_pages.py --output build/api
 
 test: lint test-unit test-end-to-end
 

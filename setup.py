@@ -47,5 +47,8 @@ setup(
         "shapely",  # crops of polygons, INPUT.CROP.ENABLED
         "setuptools<81",  # Detectron2 imports pkg_resources
     ],
-    extras_require={"dev": ["pytest", "ruff", "submitit"], "slurm": ["submitit"]},
+    extras_require={
+        "dev": ["import-linter", "mypy", "pdoc", "pre-commit", "pytest", "ruff", "submitit"],
+        "slurm": ["submitit"],
+    },
 )

@@ -158,7 +158,7 @@ class CandidateSearch:
 
     def best(self, count: int) -> Candidates:
         """Return the ``count`` boxes of highest score, the earlier position first among equals; all if ``count`` is
-        :attr:`num_boxes`."""
+        ``num_boxes``."""
         if count == self.num_boxes:
             positions = flat_nonzero(self.above_threshold)
         else:
