@@ -33,6 +33,10 @@ def add_eql_config(cfg: CN) -> None:
     # Where the classifier starts when MODEL.WEIGHTS is loaded: "keep" (from the weights, which must fit) or "reset" (at
     # random, with the loss's bias and without what a loss had accumulated). A resumed run goes on with its own.
     node.INIT_CLASSIFIER = "keep"
+    # The last layer of the classifier: "linear", or "normed" (cosines, see NORMED).
+    node.CLASSIFIER = "linear"
+    # The last layer of LongTailMaskHead: "linear" (a 1x1 convolution), or "normed".
+    node.MASK_PREDICTOR = "linear"
     # A json with the category counts to use instead of those of DATASETS.TRAIN: a training json in LVIS or COCO format,
     # or the category_frequency.json that training writes. For inference where the training json is absent.
     node.FREQUENCY = ""
@@ -66,6 +70,32 @@ def add_eql_config(cfg: CN) -> None:
     node.CLASSIFICATION.CUTOUT = 0
     # A classifier of cosines times this number in place of a linear one; 0 is off.
     node.CLASSIFICATION.COSINE_SCALE = 0.0
+
+    node.NORMED = CN()
+    # Factor of the cosines in a normed classifier.
+    node.NORMED.TEMPERATURE = 20.0
+    # The same of a normed mask predictor.
+    node.NORMED.MASK_TEMPERATURE = 20.0
+    # Power of the norms that features and weights are divided by.
+    node.NORMED.POWER = 1.0
+    # Added to those norms.
+    node.NORMED.EPS = 1e-6
+
+    node.CASCADE = CN()
+    # Factor of the box losses of each stage of a cascade: one for each stage, or one for all.
+    node.CASCADE.STAGE_LOSS_WEIGHTS = (1.0,)
+    # What is averaged over the stages at test time: "probabilities" (Detectron2), or "logits", of which the last
+    # stage's loss then makes scores (the releases of ACSL and BAGS).
+    node.CASCADE.SCORES = "probabilities"
+
+    node.LWS = CN()
+    # With TRAINABLE "scale", the factor of a class multiplies its bias too. The release scales the weight alone.
+    node.LWS.SCALE_BIAS = False
+
+    # How RepeatFactorTrainingSampler makes whole copies of a fractional repeat factor r: "stochastic" (drawn anew in
+    # each epoch, Detectron2), "ceil" (mmdetection), or "append" (the releases of ACSL and BAGS: an image with r > 1 is
+    # added ceil(r) times to the list that has it already).
+    node.REPEAT_ROUNDING = "stochastic"
 
     node.ANALYSIS = CN()
     # Iterations between two steps whose gradients and probabilities are summed up for each category and written to
@@ -215,6 +245,9 @@ def _add_loss_settings(node: CN) -> None:
     node.FOCAL.ALPHA = 0.25
     # Probability of each class before training.
     node.FOCAL.PRIOR = 0.01
+    # "sigmoid" (K columns, divided by the foreground regions), or "bags" (the form of BAGS's release: a background
+    # column, divided by regions x columns, scores by softmax).
+    node.FOCAL.FORM = "sigmoid"
 
     node.SEESAW = CN()
     # Exponent of the mitigation factor (class counts).
@@ -290,6 +323,11 @@ def _add_calibration_settings(node: CN) -> None:
     # File with the mean and standard deviation of each logit over a data set, written by tools/calibrate.py; for a
     # cascade, the file of the first stage, with those of the others beside it.
     node.CALIBRATION.LOGN.STATISTICS = ""
+    # Which statistics those are: "test" (mean and deviation over all regions that are classified at test time), or
+    # "training" (running ones of the regions sampled for training, as in the release).
+    node.CALIBRATION.LOGN.REGIONS = "test"
+    # Share of each step in the running statistics; used with REGIONS "training" alone.
+    node.CALIBRATION.LOGN.MOMENTUM = 5e-5
 
 
 def get_cfg() -> CN:

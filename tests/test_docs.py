@@ -27,9 +27,10 @@ KEYS = {
         for name in CALIBRATIONS
     },
     "crt": ["TRAINABLE", "INIT_CLASSIFIER"],
-    "lws": ["TRAINABLE", "INIT_CLASSIFIER"],
+    "lws": ["TRAINABLE", "INIT_CLASSIFIER", "LWS.SCALE_BIAS"],
     "tau_norm": ["TAU_NORM.TAU"],
-    "README": ["TRAINABLE", "INIT_CLASSIFIER"],
+    "README": ["TRAINABLE", "INIT_CLASSIFIER", "CLASSIFIER", "MASK_PREDICTOR", "REPEAT_ROUNDING"]
+    + [f"{node}.{key}" for node in ("NORMED", "CASCADE") for key in get_cfg().MODEL.LONG_TAIL[node]],
 }
 HEADINGS = ["## Formula", "## Settings", "## Paper, authors' code", "## Configs", "## Published numbers"]
 

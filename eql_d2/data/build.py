@@ -127,7 +127,7 @@ def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record]) -> torchdata.Sa
     if name == "TrainingSampler":
         return TrainingSampler(len(dataset), seed=seed)
     if name == "RepeatFactorTrainingSampler":
-        return RepeatFactorTrainingSampler(repeat_factors(cfg, dataset), seed=seed)
+        return RepeatFactorTrainingSampler(rounded(repeat_factors(cfg, dataset), cfg), seed=seed)
     if name == "ClassAwareSampler":
         return ClassAwareSampler(_classes_of_all(dataset, with_crowd=False), seed=seed)
     raise InputError(
@@ -149,6 +149,32 @@ def repeat_factors(cfg: CfgNode, dataset: Sequence[Record]) -> Tensor:
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         labels_only, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
     )
+
+
+def rounded(factors: Tensor, cfg: CfgNode) -> Tensor:
+    """Return the repeat factors ``[N]`` as ``MODEL.LONG_TAIL.REPEAT_ROUNDING`` says.
+
+    Raises:
+        InputError: if it says none of "stochastic" (the sampler rounds them), "ceil" and "append".
+    """
+    rounding = cfg.MODEL.LONG_TAIL.REPEAT_ROUNDING
+    if rounding == "stochastic":
+        return factors
+    if rounding == "ceil":
+        return factors.ceil()
+    if rounding == "append":
+        return 1 + factors.ceil() * (factors > 1)
+    raise InputError(f"MODEL.LONG_TAIL.REPEAT_ROUNDING is {rounding!r}; there are 'stochastic', 'ceil' and 'append'.")
+
+
+def epoch_length(cfg: CfgNode, dataset: Sequence[Record]) -> float:
+    """Return the images of one epoch: those of the data set, or the sum of their repeat factors (its expectation).
+
+    Class-aware sampling has no epochs; it counts as many images as the data set has.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return float(len(dataset))
+    return float(rounded(repeat_factors(cfg, dataset), cfg).double().sum())
 
 
 def check_num_classes(cfg: CfgNode, names: Sequence[str]) -> None:

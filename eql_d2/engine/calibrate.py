@@ -1,20 +1,24 @@
 """Collecting the logit statistics that ``MODEL.LONG_TAIL.CALIBRATION.LOGN`` needs."""
 
+import itertools
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Callable, Iterable, Iterator, List
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.data import DataLoader
 
+from eql_d2.data.build import epoch_length, long_tail_dataset_dicts
 from eql_d2.engine.launch import argument_parser
 from eql_d2.engine.trainer import Trainer, load_trained_model
 from eql_d2.errors import InputError
 from eql_d2.evaluation.loop import with_progress
-from eql_d2.losses import LogitStatistics
+from eql_d2.losses import LogitStatistics, RunningLogitStatistics
 from eql_d2.modeling.box_predictor import box_predictors
 from eql_d2.modeling.build import statistics_file
 
@@ -24,14 +28,16 @@ def calibrate_parser() -> ArgumentParser:
     parser = argument_parser()
     parser.add_argument("--output", metavar="FILE", help="default: logit_statistics.pth in OUTPUT_DIR")
     parser.add_argument("--dataset", metavar="NAME", help="a registered data set; default: the first of DATASETS.TRAIN")
-    parser.add_argument("--max-images", type=int, default=0, metavar="N", help="every n-th image, at most N; 0: all")
+    parser.add_argument("--max-images", type=int, default=0, metavar="N", help="at most N; 0: all")
     return parser
 
 
 def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     """Write the mean and standard deviation of each logit of a trained model over a data set.
 
-    To be called on every process of the run; the statistics are those of all.
+    ``MODEL.LONG_TAIL.CALIBRATION.LOGN.REGIONS`` says over which regions: all that are classified at test time, or those
+    that training samples, as a running mean over one epoch of one image a step and process. To be called on every
+    process of the run; the statistics are those of all, running ones the first's.
 
     Args:
         cfg: of the trained model, with ``MODEL.WEIGHTS``; its calibration is left out.
@@ -54,8 +60,13 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     if args.max_images < 0:
         raise InputError(f"--max-images is {args.max_images}; it must be 0 (all) or more.")
     model = load_trained_model(cfg, args.resume, "Calibration")
-    loader = _thinned(Trainer.build_test_loader(cfg, dataset), args.max_images)
-    statistics = collect_logit_statistics(model, loader)
+    node = cfg.MODEL.LONG_TAIL.CALIBRATION.LOGN
+    if RunningLogitStatistics.regions == node.REGIONS:
+        loader = _one_epoch(cfg, dataset, args.max_images)
+        statistics = collect_running_statistics(model, loader, node.MOMENTUM)
+    else:
+        loader = _thinned(Trainer.build_test_loader(cfg, dataset), args.max_images)
+        statistics = collect_logit_statistics(model, loader)
     output = Path(args.output or Path(cfg.OUTPUT_DIR) / "logit_statistics.pth")
     files = [statistics_file(str(output), stage) for stage in range(len(statistics))]
     if comm.is_main_process():
@@ -78,23 +89,58 @@ def collect_logit_statistics(model: nn.Module, data_loader: Any) -> List[LogitSt
     Raises:
         InputError: if the model has no such predictor, or no process saw a region.
     """
+    model_was_training = model.training
+    model.eval()
+    try:
+        return _collect(model, data_loader, LogitStatistics)
+    finally:
+        model.train(model_was_training)
+
+
+@torch.no_grad()
+def collect_running_statistics(model: nn.Module, data_loader: Any, momentum: float) -> List[LogitStatistics]:
+    """Return the running statistics of the logits of the regions that training samples, for each stage.
+
+    Nothing is trained, and batch norm keeps its statistics.
+
+    Args:
+        model: with box predictors of this package; put in training mode for the time.
+        data_loader: gives what the model takes in training, a step at a time.
+        momentum: share of each step.
+
+    Raises:
+        InputError: if the model has no such predictor, or no process saw a region.
+    """
+    model_was_training = model.training
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    try:
+        with EventStorage():
+            return _collect(model, data_loader, partial(RunningLogitStatistics, momentum=momentum))
+    finally:
+        model.train(model_was_training)
+
+
+def _collect(
+    model: nn.Module, data_loader: Any, new_statistics: Callable[[int], LogitStatistics]
+) -> List[LogitStatistics]:
+    """Return one ``new_statistics(num_logits)`` for each box predictor, fed with its logits of all batches."""
     predictors = [predictor for _, predictor in box_predictors(model)]
     if not predictors:
         raise InputError(
             "The model has no box predictor of this package; set MODEL.ROI_HEADS.NAME to one of its ROI heads."
         )
-    statistics = [LogitStatistics(predictor.classifier_loss.num_logits) for predictor in predictors]
+    statistics = [new_statistics(predictor.classifier_loss.num_logits) for predictor in predictors]
     handles = [
         predictor.register_forward_hook(lambda module, args, output, of_stage=of_stage: of_stage.update(output[0]))
         for predictor, of_stage in zip(predictors, statistics)
     ]
-    training = model.training
-    model.eval()
     try:
         for inputs in with_progress(data_loader):
             model(inputs)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     for of_stage in statistics:
@@ -102,6 +148,31 @@ def collect_logit_statistics(model: nn.Module, data_loader: Any) -> List[LogitSt
     if not all(of_stage.count for of_stage in statistics):
         raise InputError("The model found no region in any image, so there are no statistics of its logits.")
     return statistics
+
+
+class _Steps:
+    """The first batches of an endless loader, with the length that a progress bar asks for."""
+
+    def __init__(self, loader: Iterable, num_steps: int):
+        self._loader, self._num_steps = loader, num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __iter__(self) -> Iterator:
+        return itertools.islice(self._loader, self._num_steps)
+
+
+def _one_epoch(cfg: CfgNode, dataset: str, max_images: int) -> _Steps:
+    """Return the training loader's first epoch, or ``max_images`` of it, one image a step on each process."""
+    cfg = cfg.clone()
+    cfg.DATASETS.TRAIN = (dataset,)
+    cfg.SOLVER.IMS_PER_BATCH = comm.get_world_size()
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    images = round(epoch_length(cfg, long_tail_dataset_dicts([dataset], filter_empty)))
+    images = min(images, max_images or images)
+    return _Steps(Trainer.build_train_loader(cfg), -(-images // comm.get_world_size()))
 
 
 def _thinned(loader: DataLoader, max_images: int) -> DataLoader:

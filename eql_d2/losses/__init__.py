@@ -4,7 +4,14 @@ from eql_d2.losses.acsl import AdaptiveClassSuppressionLoss
 from eql_d2.losses.bags import BalancedGroupSoftmax
 from eql_d2.losses.balanced_softmax import BalancedSoftmaxLoss
 from eql_d2.losses.base import ClassifierLoss
-from eql_d2.losses.calibration import CALIBRATION_REGISTRY, LogitStatistics, LogN, NorCal, build_calibration
+from eql_d2.losses.calibration import (
+    CALIBRATION_REGISTRY,
+    LogitStatistics,
+    LogN,
+    NorCal,
+    RunningLogitStatistics,
+    build_calibration,
+)
 from eql_d2.losses.class_balanced import ClassBalancedLoss
 from eql_d2.losses.droploss import DropLoss
 from eql_d2.losses.ecm import EffectiveClassMarginLoss
@@ -49,6 +56,7 @@ __all__ = [
     "LogitStatistics",
     "NorCal",
     "RandomSoftmaxEqualizationLoss",
+    "RunningLogitStatistics",
     "SeesawLoss",
     "SigmoidLoss",
     "SoftmaxLoss",

@@ -1,7 +1,9 @@
 """Calibration after training: other scores from the logits of a classifier that stays as it is."""
 
+import io
 import os
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, Mapping, Optional, Union
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
+from eql_d2.files import write_whole
 from eql_d2.losses.base import Categories, ClassifierLoss, widen
 from eql_d2.losses.registry import NamedRegistry, settings_to_arguments
 from eql_d2.losses.state import sum_over_ranks
@@ -25,6 +28,8 @@ class Calibration(nn.Module, ABC):
 
     #: Whether it cannot be built from the number of classes alone.
     needs_frequency = False
+    #: Whether it knows the logits of one classifier, so that it means nothing for the mean of several stages' logits.
+    is_of_one_stage = False
 
     def __init__(self, categories: Categories):
         super().__init__()
@@ -90,6 +95,9 @@ class LogitStatistics:
         num_logits: width of the classifier.
     """
 
+    #: Over which regions they are to be taken: all that are classified at test time.
+    regions = "test"
+
     def __init__(self, num_logits: int):
         self.count = torch.zeros((), dtype=torch.float64)
         self.mean = torch.zeros(num_logits, dtype=torch.float64)
@@ -126,8 +134,50 @@ class LogitStatistics:
         return (self.squares / self.count.clamp(min=1)).clamp(min=1e-11).sqrt()
 
     def save(self, path: Union[str, os.PathLike]) -> None:
-        """Write count, mean and standard deviation for :class:`LogN`."""
-        torch.save({"count": self.count, "mean": self.mean, "std": self.std}, path)
+        """Write count, mean and standard deviation for :class:`LogN`, and which regions they are of."""
+        content = {"count": self.count, "mean": self.mean, "std": self.std, "regions": self.regions}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_whole(Path(path), buffer.getvalue())
+
+
+class RunningLogitStatistics(LogitStatistics):
+    """Running mean and variance of each logit over the regions that training samples, as LogN's release keeps them.
+
+    Those of a batch norm layer without parameters: they start at mean 0 and variance 1, and each step replaces the
+    share ``momentum`` by the mean and the unbiased variance of its regions. Each process keeps its own, and the first
+    one's are written. After N steps ``(1 - momentum)^N`` of the start values is left, 29 % in the release's one epoch.
+
+    Args:
+        num_logits: width of the classifier.
+        momentum: share of each step; 5e-5 in the release's configs.
+    """
+
+    regions = "training"
+
+    def __init__(self, num_logits: int, momentum: float = 5e-5):
+        super().__init__(num_logits)
+        self.momentum = momentum
+        self.variance = torch.ones(num_logits, dtype=torch.float64)
+
+    def update(self, logits: Tensor) -> None:
+        """Take in one step's ``logits [R, num_logits]``; a single region has no variance and is passed over."""
+        if len(logits) > 1:
+            batch = logits.detach().double()
+            self.count = self.count + len(batch)
+            self.mean.lerp_(batch.mean(0).cpu(), self.momentum)
+            self.variance.lerp_(batch.var(0).cpu(), self.momentum)
+
+    def reduce_over_ranks(self, device: Optional[torch.device] = None) -> None:
+        """Leave them as they are: the release writes the first process's."""
+
+    @property
+    def std(self) -> Tensor:
+        return self.variance.clamp(min=1e-11).sqrt()
+
+
+#: The statistics that ``MODEL.LONG_TAIL.CALIBRATION.LOGN.REGIONS`` names.
+LOGIT_STATISTICS = {kind.regions: kind for kind in (LogitStatistics, RunningLogitStatistics)}
 
 
 @CALIBRATION_REGISTRY.register("LOGN")
@@ -141,18 +191,28 @@ class LogN(Calibration):
     Args:
         categories: number of classes K, or a CategoryFrequency (its counts are not used).
         statistics: file written by :meth:`LogitStatistics.save`; or use :meth:`set_statistics`.
+        regions: "test" or "training": which statistics the file must hold, :class:`LogitStatistics` or
+            :class:`RunningLogitStatistics`.
+        momentum: of the running statistics, when they are collected.
 
     Raises:
-        InputError: if the file is missing or belongs to another number of classes.
+        InputError: if the file is missing, belongs to another number of classes or holds the other statistics.
     """
 
     mean: Tensor
     std: Tensor
     num_observed: Tensor
 
-    def __init__(self, categories: Categories, statistics: str = ""):
+    is_of_one_stage = True
+
+    def __init__(self, categories: Categories, statistics: str = "", regions: str = "test", momentum: float = 5e-5):
         super().__init__(categories)
-        self.statistics = statistics
+        if regions not in LOGIT_STATISTICS:
+            raise InputError(
+                f"MODEL.LONG_TAIL.CALIBRATION.LOGN.REGIONS is {regions!r}; there are "
+                f"{', '.join(map(repr, LOGIT_STATISTICS))}."
+            )
+        self.statistics, self.regions, self.momentum = statistics, regions, momentum
         self.register_buffer("mean", torch.zeros(self.num_classes))
         self.register_buffer("std", torch.ones(self.num_classes))
         self.register_buffer("num_observed", torch.zeros((), dtype=torch.float64))
@@ -162,6 +222,12 @@ class LogN(Calibration):
     def _load(self, path: str) -> None:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
+            found = content.get("regions", LogitStatistics.regions)
+            if found != self.regions:
+                raise InputError(
+                    f"{path} holds the statistics of {found} regions; set "
+                    f"MODEL.LONG_TAIL.CALIBRATION.LOGN.REGIONS {found}, or collect those of {self.regions} regions."
+                )
             self._set(content["count"], content["mean"], content["std"])
         except FileNotFoundError:
             raise InputError(f"{path}: there is no such file; it should hold the statistics of the logits.") from None

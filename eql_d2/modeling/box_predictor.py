@@ -15,6 +15,7 @@ from eql_d2.errors import InputError
 from eql_d2.losses import ClassifierLoss, tau_normalize
 from eql_d2.losses.calibration import Calibration
 from eql_d2.modeling.build import build_calibration_from_config, build_classifier_loss_from_config
+from eql_d2.modeling.normed import NormedLinear, check_not_normed, normed_settings
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
 #: Iterations between two readings of the loss's statistics, which make the host wait for the device: the period of
@@ -36,7 +37,8 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         classifier_loss: ClassifierLoss,
         calibration: Optional[Calibration] = None,
         tau: float = 0.0,
-        scale_logits: bool = False,
+        scale: str = "",
+        normed: Optional[Dict[str, float]] = None,
         train_on_pred_boxes: bool = False,
         **kwargs,
     ):
@@ -46,22 +48,36 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
             classifier_loss: the loss over the logits of ``kwargs["num_classes"]`` classes.
             calibration: turns the logits into scores at test time, in the place of ``classifier_loss.scores``.
             tau: exponent of the tau-normalisation at test time.
-            scale_logits: give each logit a learnable factor ``cls_scale``, which starts at 1 (LWS, arXiv 1910.09217).
+            scale: give each logit a learnable factor ``cls_scale``, which starts at 1 (LWS, arXiv 1910.09217):
+                "weight" multiplies the class's weight, "logit" its bias too; "" for none.
+            normed: temperature, power and eps of a normed classifier; ``None`` for a linear one.
             train_on_pred_boxes: whether the ROI heads ask for the boxes of all classes in training.
             kwargs: arguments of ``FastRCNNOutputLayers``.
+
+        Raises:
+            InputError: for a normed classifier with ``tau``: its weights are equally long already.
         """
         super().__init__(input_shape, **kwargs)
+        if normed is not None and tau:
+            raise InputError(
+                "MODEL.LONG_TAIL.TAU_NORM.TAU makes the weights of the classes equally long, which those of "
+                "MODEL.LONG_TAIL.CLASSIFIER normed are already; set it to 0."
+            )
         class_specific = self.bbox_pred.out_features > len(self.box2box_transform.weights)
         self.gather_deltas = class_specific and not train_on_pred_boxes
         self.classifier_loss = classifier_loss
         self.calibration = calibration
-        self.tau = tau
+        self.tau, self.scale = tau, scale
         # A new layer, even of the inherited width: its initial values must not depend on the width that is replaced.
-        self.cls_score = nn.Linear(self.cls_score.in_features, classifier_loss.num_logits)
+        in_features, num_logits = self.cls_score.in_features, classifier_loss.num_logits
+        linear, settings = (nn.Linear, {}) if normed is None else (NormedLinear, normed)
+        self.cls_score = linear(in_features, num_logits, **settings)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         with torch.no_grad():
             self.cls_score.bias.copy_(classifier_loss.initial_bias())
-        self.cls_scale = nn.Parameter(torch.ones(classifier_loss.num_logits)) if scale_logits else None
+        self.cls_scale = nn.Parameter(torch.ones(num_logits)) if scale else None
+        # In the checkpoint, since the factors mean another classifier with and without the bias.
+        self.register_buffer("cls_scale_of_bias", torch.tensor(scale == "logit") if scale else None)
 
     @classmethod
     def from_config(cls, cfg, input_shape, stage: int = 0):
@@ -72,7 +88,8 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
             "classifier_loss": build_classifier_loss_from_config(cfg),
             "calibration": build_calibration_from_config(cfg, stage),
             "tau": checked_tau(node.TAU_NORM.TAU),
-            "scale_logits": node.TRAINABLE == "scale",
+            "scale": ("logit" if node.LWS.SCALE_BIAS else "weight") if node.TRAINABLE == "scale" else "",
+            "normed": normed_settings(cfg, "CLASSIFIER", "TEMPERATURE"),
             "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES,
         }
 
@@ -102,12 +119,15 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         return deltas.new_zeros(len(x), deltas.shape[1]).index_put((foreground,), deltas)
 
     def _logits(self, x: Tensor) -> Tensor:
+        bias = self.cls_score.bias
         if self.tau and not self.training:
-            num_classes = self.classifier_loss.num_classes
-            logits = F.linear(x, *tau_normalize(self.cls_score.weight, self.cls_score.bias, self.tau, num_classes))
+            weight, bias = tau_normalize(self.cls_score.weight, bias, self.tau, self.classifier_loss.num_classes)
+            logits = F.linear(x, weight, bias)
         else:
             logits = self.cls_score(x)
-        return logits if self.cls_scale is None else logits * self.cls_scale
+        if self.scale == "weight":
+            return (logits - bias) * self.cls_scale + bias
+        return logits * self.cls_scale if self.scale == "logit" else logits
 
     def losses(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> Dict[str, Tensor]:
         """Return ``loss_cls`` (or the named parts that the classifier loss gives) and ``loss_box_reg``.
@@ -169,14 +189,34 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
             del state_dict[name]
         if self.calibration is not None:
             state_dict.update({f"{prefix}calibration.{k}": v for k, v in self.calibration.state_dict().items()})
+        self._check_scale(state_dict, prefix)
         # A checkpoint of LWS in a model without the factors: they become part of the classifier, the scores are equal.
-        if self.cls_scale is None and f"{prefix}cls_scale" in state_dict:
+        if not self.scale and f"{prefix}cls_scale" in state_dict:
             scale = state_dict.pop(f"{prefix}cls_scale")
-            for name, factor in (("weight", scale.unsqueeze(1)), ("bias", scale)):
+            scales_bias = bool(state_dict.pop(f"{prefix}cls_scale_of_bias", True))
+            for name, factor in (("weight", scale.unsqueeze(1)), ("bias", scale if scales_bias else 1)):
                 key = f"{prefix}cls_score.{name}"
                 if key in state_dict:
                     state_dict[key] = state_dict[key] * factor
+        if not isinstance(self.cls_score, NormedLinear):
+            check_not_normed(state_dict, f"{prefix}cls_score", "MODEL.LONG_TAIL.CLASSIFIER")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_scale(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        """Check that this predictor means by the factors of LWS in ``state_dict`` what they were learnt to mean."""
+        if f"{prefix}cls_scale" not in state_dict:
+            return
+        # The factors of checkpoints without the flag are of the logit.
+        scales_bias = bool(state_dict.setdefault(f"{prefix}cls_scale_of_bias", torch.tensor(True)))
+        if self.scale and scales_bias != (self.scale == "logit"):
+            raise InputError(
+                f"{prefix}cls_scale was learnt with MODEL.LONG_TAIL.LWS.SCALE_BIAS {scales_bias}; set it so."
+            )
+        if not self.scale and isinstance(self.cls_score, NormedLinear):
+            raise InputError(
+                f"{prefix}cls_scale cannot become part of a normed classifier, whose weights are equally long; set "
+                f"MODEL.LONG_TAIL.TRAINABLE scale."
+            )
 
 
 def checked_tau(tau: float) -> float:

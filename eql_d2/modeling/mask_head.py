@@ -5,9 +5,10 @@ in training, that of the predicted class at test time. With 1230 classes, the ot
 (EQL's authors gave up class-specific masks for it, arXiv 2003.05176).
 """
 
-from typing import Dict, List, Union
+from typing import Any, Dict, List, Optional, Union
 
 import torch
+from detectron2.config import configurable
 from detectron2.modeling.roi_heads.mask_head import (
     ROI_MASK_HEAD_REGISTRY,
     MaskRCNNConvUpsampleHead,
@@ -15,7 +16,9 @@ from detectron2.modeling.roi_heads.mask_head import (
     mask_rcnn_loss,
 )
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
+
+from eql_d2.modeling.normed import NormedConv2d, check_not_normed, normed_settings
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -28,6 +31,27 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
 
     A head for one class (``CLS_AGNOSTIC_MASK``, or a data set of one class) is left to Detectron2.
     """
+
+    @configurable
+    def __init__(self, input_shape, *, normed: Optional[Dict[str, float]] = None, **kwargs):
+        """
+        Args:
+            input_shape: as in ``MaskRCNNConvUpsampleHead``.
+            normed: temperature, power and eps of a normed last layer; ``None`` for Detectron2's.
+            kwargs: arguments of ``MaskRCNNConvUpsampleHead``.
+        """
+        super().__init__(input_shape, **kwargs)
+        if normed is not None:
+            self.predictor = NormedConv2d(self.predictor.in_channels, self.predictor.out_channels, **normed)
+            # As mmdetection's mask head.
+            nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(self.predictor.bias)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        ret["normed"] = normed_settings(cfg, "MASK_PREDICTOR", "MASK_TEMPERATURE")
+        return ret
 
     def forward(self, x: Tensor, instances: List[Instances]) -> Union[Dict[str, Tensor], List[Instances]]:
         """Compute the mask loss, or add the predicted masks.
@@ -70,8 +94,16 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
             Logits ``[R, 1, H', W']``.
         """
         classes = classes.to(torch.int64)
-        weight = self.predictor.weight.flatten(1).index_select(0, classes)
+        weight = self.predictor.weight.flatten(1)
+        if isinstance(self.predictor, NormedConv2d):
+            weight, features = self.predictor.normalize_weight(weight), self.predictor.normalize_input(features)
+        weight = weight.index_select(0, classes)
         logits = torch.bmm(weight.unsqueeze(1), features.flatten(2)).view(len(features), 1, *features.shape[2:])
         if self.predictor.bias is not None:
             logits = logits + self.predictor.bias.index_select(0, classes).view(-1, 1, 1, 1).to(logits.dtype)
         return logits
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args, **kwargs) -> None:
+        if not isinstance(self.predictor, NormedConv2d):
+            check_not_normed(state_dict, f"{prefix}predictor", "MODEL.LONG_TAIL.MASK_PREDICTOR")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

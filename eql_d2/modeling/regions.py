@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.losses import ClassifierLoss
 from eql_d2.losses.state import RandomLoss, sum_over_ranks
+from eql_d2.modeling.normed import NormedLinear
 
 #: Sums of :class:`RegionStatistics`, float64 ``[K]`` each.
 SUMS = (
@@ -29,7 +30,8 @@ class RegionStatistics:
     (EQL, arXiv 2003.05176, Figure 1).
 
     With z the logits ``[R, C]``, x the features ``[R, D]`` and w the classifier's weights ``[C, D]``, region r gives
-    weight row j the gradient ``(dL/dz_rj) x_r``, so its L2 norm is ``|dL/dz_rj| |x_r|``. L is the loss times the number
+    weight row j the gradient ``(dL/dz_rj) x_r``, so its L2 norm is ``|dL/dz_rj| |x_r|``; x and w are those that are
+    multiplied, of a normed classifier the normed ones. L is the loss times the number
     of regions R of the step, so that the numbers do not depend on the batch size: for sigmoid cross-entropy dL/dz is
     p - 1 on positives and p on negatives (equation 5). Loss weights (``loss_weight``) are not in it.
 
@@ -219,7 +221,10 @@ class Watcher:
             # Not in an evaluation, nor where batch norm statistics are collected: no loss, or none that is trained.
             trains = predictor.training and (self._frozen[stage] is not None or torch.is_grad_enabled())
             if trains and self._is_active():
-                self._features[stage] = args[0].detach()
+                features = args[0].detach()
+                # The weights that are seen from the logits are, in a normed layer, the normed ones.
+                is_normed = isinstance(layer, NormedLinear)
+                self._features[stage] = layer.normalize_input(features) if is_normed else features
 
         return hook
 
@@ -237,7 +242,7 @@ class Watcher:
                 with torch.enable_grad():
                     leaf = logits.detach().requires_grad_()
                     gradient = total_gradient(copied(leaf, gt_classes, *rest), leaf)
-            if predictor.cls_scale is not None:  # z is scale * (w x + b): the scale is part of the way to w
+            if predictor.cls_scale is not None:  # z is scale * (w x) + ...: the scale is part of the way to w
                 gradient = gradient * predictor.cls_scale.detach()
             with torch.no_grad():
                 scores = loss.scores(logits)

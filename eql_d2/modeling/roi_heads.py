@@ -1,12 +1,16 @@
 """ROI heads: Detectron2's three, with the long-tailed box predictor and image-level labels on every region."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional, Sequence
 
+import torch
+from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor
 
+from eql_d2.errors import InputError
+from eql_d2.losses.base import widen
 from eql_d2.modeling.box_predictor import LongTailOutputLayers
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
@@ -65,6 +69,45 @@ class LongTailRes5ROIHeads(ImageLabelsMixin, Res5ROIHeads):
 class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
     """``CascadeROIHeads`` with a :class:`LongTailOutputLayers`, and so a loss with a state of its own, per stage."""
 
+    @configurable
+    def __init__(self, *, stage_loss_weights: Sequence[float] = (1.0,), average: str = "probabilities", **kwargs):
+        """
+        Args:
+            stage_loss_weights: factor of the box losses of each stage, or one for all.
+            average: "probabilities" or "logits": what is averaged over the stages at test time. The mean of the logits
+                becomes scores by the last stage's loss (and calibration), as in the releases of ACSL and BAGS.
+            kwargs: arguments of ``CascadeROIHeads``.
+
+        Raises:
+            InputError: for another ``average``, another number of weights than stages, or logits that are averaged
+                before a calibration which knows each stage's own.
+        """
+        super().__init__(**kwargs)
+        if len(stage_loss_weights) not in (1, self.num_cascade_stages):
+            raise InputError(
+                f"MODEL.LONG_TAIL.CASCADE.STAGE_LOSS_WEIGHTS is {tuple(stage_loss_weights)}, but the cascade has "
+                f"{self.num_cascade_stages} stages; give one factor for each, or one for all."
+            )
+        if average not in ("probabilities", "logits"):
+            raise InputError(f"MODEL.LONG_TAIL.CASCADE.SCORES is {average!r}; there are 'probabilities' and 'logits'.")
+        calibration = self.box_predictor[-1].calibration
+        if average == "logits" and calibration is not None and calibration.is_of_one_stage:
+            raise InputError(
+                f"MODEL.LONG_TAIL.CASCADE.SCORES is 'logits', but the calibration {calibration.name} has statistics of "
+                f"each stage's own logits, not of their mean; set it to 'probabilities'."
+            )
+        self.stage_loss_weights = tuple(stage_loss_weights) * (self.num_cascade_stages // len(stage_loss_weights))
+        self.average = average
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        node = cfg.MODEL.LONG_TAIL.CASCADE
+        return {
+            **super().from_config(cfg, input_shape),
+            "stage_loss_weights": node.STAGE_LOSS_WEIGHTS,
+            "average": node.SCORES,
+        }
+
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         ret = super()._init_box_head(cfg, input_shape)
@@ -85,23 +128,35 @@ class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
         used as it is.
         """
         if self.training:
-            return super()._forward_box(features, proposals, targets)
+            return self._weighted(super()._forward_box(features, proposals, targets))
         features = [features[name] for name in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
-        boxes = scores = None
+        boxes, of_stages = None, []
         for stage, predictor in enumerate(self.box_predictor):
             if stage > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
             predictions = self._run_stage(features, proposals, stage)
             boxes = predictor.predict_boxes(predictions, proposals)
-            stage_scores = predictor.predict_probs(predictions, proposals)
-            scores = stage_scores if scores is None else [a + b for a, b in zip(scores, stage_scores)]
+            if self.average == "logits":
+                of_stages.append(widen(predictions[0]))
+            else:
+                of_stages.append(torch.cat(predictor.predict_probs(predictions, proposals)))
+        mean = sum(of_stages) * (1.0 / self.num_cascade_stages)
+        if self.average == "logits":
+            scores = predictor.predict_probs((mean, predictions[1]), proposals)
+        else:
+            scores = list(mean.split([len(p) for p in proposals]))
         instances, _ = fast_rcnn_inference(
             boxes,
-            [score * (1.0 / self.num_cascade_stages) for score in scores],
+            scores,
             image_sizes,
             predictor.test_score_thresh,
             predictor.test_nms_thresh,
             predictor.test_topk_per_image,
         )
         return instances
+
+    def _weighted(self, losses: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Multiply the losses of each stage, whose names end in its number, by the stage's factor."""
+        weights = {f"_stage{stage}": weight for stage, weight in enumerate(self.stage_loss_weights)}
+        return {name: value * weights[name[name.rindex("_stage") :]] for name, value in losses.items()}

@@ -248,10 +248,13 @@ def test_only_heads_of_this_package(lvis_folder):
         Trainer.build_model(cfg)
 
 
-def test_scale_of_lws(lvis_folder):
-    """The factors start at 1, multiply the logits, are saved, and become part of a classifier without factors."""
+@pytest.mark.parametrize("scales_bias", [False, True])
+def test_scale_of_lws(lvis_folder, scales_bias):
+    """The factors start at 1, multiply the weights, with SCALE_BIAS the bias too, are saved, and become part of a
+    classifier without factors."""
     weights = trained_weights(lvis_folder)
-    cfg = stage2(lvis_folder, weights, "Mask-R-CNN-FPN", "SOFTMAX", *protocol_of("scale"))
+    opts = [*protocol_of("scale"), "MODEL.LONG_TAIL.LWS.SCALE_BIAS", scales_bias]
+    cfg = stage2(lvis_folder, weights, "Mask-R-CNN-FPN", "SOFTMAX", *opts)
     trainer = trainer_of(cfg)
     predictor = trainer.model.roi_heads.box_predictor
     assert predictor.cls_scale.shape == (6,) and (predictor.cls_scale == 1).all()
@@ -259,7 +262,10 @@ def test_scale_of_lws(lvis_folder):
     assert (predictor.cls_scale != 1).all()
     features = torch.rand(3, 32)
     logits, _ = predictor(features)
-    torch.testing.assert_close(logits, predictor.cls_score(features) * predictor.cls_scale)
+    weight, bias, scale = predictor.cls_score.weight, predictor.cls_score.bias, predictor.cls_scale
+    expected = scale * (features @ weight.T) + (scale * bias if scales_bias else bias)
+    torch.testing.assert_close(logits, expected)
+    assert bias.abs().min() > 0
 
     plain = Trainer.build_model(tiny_config(lvis_folder, "Mask-R-CNN-FPN", "SOFTMAX"))
     final = f"{cfg.OUTPUT_DIR}/model_final.pth"
@@ -269,6 +275,31 @@ def test_scale_of_lws(lvis_folder):
     scaled = Trainer.build_model(cfg)
     LongTailCheckpointer(scaled, require_classifier=True).load(final)
     assert torch.equal(scaled.roi_heads.box_predictor.cls_scale, predictor.cls_scale)
+
+    cfg.MODEL.LONG_TAIL.LWS.SCALE_BIAS = not scales_bias
+    with pytest.raises(InputError, match=f"learnt with MODEL.LONG_TAIL.LWS.SCALE_BIAS {scales_bias}; set it so"):
+        LongTailCheckpointer(Trainer.build_model(cfg)).load(final)
+
+
+def test_old_checkpoints_of_lws_scaled_the_bias(lvis_folder):
+    cfg = stage2(lvis_folder, "", "Mask-R-CNN-FPN", "SOFTMAX", *protocol_of("scale"))
+    cfg.MODEL.LONG_TAIL.LWS.SCALE_BIAS = True
+    model = Trainer.build_model(cfg)
+    predictor = model.roi_heads.box_predictor
+    nn.init.normal_(predictor.cls_scale)
+    nn.init.normal_(predictor.cls_score.bias)
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("cls_scale_of_bias")}
+    path = lvis_folder / "old.pth"
+    torch.save({"model": state}, path)
+    features = torch.rand(3, 32)
+    for trainable in ("scale", "all"):
+        cfg.MODEL.LONG_TAIL.TRAINABLE = trainable
+        again = Trainer.build_model(cfg)
+        LongTailCheckpointer(again, require_classifier=True).load(str(path))
+        torch.testing.assert_close(again.roi_heads.box_predictor(features)[0], predictor(features)[0])
+    cfg.MODEL.LONG_TAIL.LWS.SCALE_BIAS, cfg.MODEL.LONG_TAIL.TRAINABLE = False, "scale"
+    with pytest.raises(InputError, match="SCALE_BIAS True; set it so"):
+        LongTailCheckpointer(Trainer.build_model(cfg)).load(str(path))
 
 
 def test_evaluation_of_a_stage(lvis_folder):

@@ -100,6 +100,9 @@ def focal_sum(logits, labels, num_classes, gamma, alpha, weight):
 
 def focal(loss, state, logits, labels, verified):
     num_classes = loss.num_classes
+    if loss.form == "bags":  # background is a class like the others, so that all regions are divided by
+        columns = num_classes + 1
+        return focal_sum(logits, labels, columns, [loss.gamma] * columns, loss.alpha, [1.0] * columns) / columns
     return focal_sum(logits, labels, num_classes, [loss.gamma] * num_classes, loss.alpha, [1.0] * num_classes)
 
 

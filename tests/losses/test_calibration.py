@@ -5,9 +5,24 @@ import torch
 
 from eql_d2.config import get_cfg
 from eql_d2.errors import InputError
-from eql_d2.losses import CALIBRATION_REGISTRY, LogitStatistics, LogN, NorCal, build_calibration
+from eql_d2.losses import (
+    CALIBRATION_REGISTRY,
+    LogitStatistics,
+    LogN,
+    NorCal,
+    RunningLogitStatistics,
+    SoftmaxLoss,
+    build_calibration,
+)
 from eql_d2.losses.registry import argument_name, default_settings
-from tests.losses.helpers import LOSS_NAMES, long_tailed_frequency, make_loss, random_logits
+from tests.losses.helpers import (
+    LOSS_NAMES,
+    assert_golden,
+    golden,
+    long_tailed_frequency,
+    make_loss,
+    random_logits,
+)
 
 
 @pytest.mark.parametrize("name", ["NORCAL", "LOGN"])
@@ -90,6 +105,49 @@ def test_statistics_file(tmp_path):
     torch.testing.assert_close(logn.std, statistics.std[:9].float())
     with pytest.raises(InputError, match="of 10 logits, but there are 11 classes"):
         LogN(11, str(path))
+
+
+def test_running_statistics_equal_the_release():
+    """Four steps of the authors' batch norm, then their scores of other logits."""
+    arrays = golden("logn")
+    statistics = RunningLogitStatistics(81, momentum=float(arrays["momentum"]))
+    for logits, mean, variance in zip(arrays["logits"], arrays["running_mean"], arrays["running_var"]):
+        statistics.update(torch.from_numpy(logits))
+        assert_golden(statistics.mean, mean)
+        assert_golden(statistics.variance, variance)
+    logn = LogN(80, regions="training")
+    logn.set_statistics(statistics)
+    assert_golden(logn.std, arrays["std_used"][:-1])
+    assert_golden(logn.mean, arrays["mean_used"][:-1])
+    assert_golden(logn(SoftmaxLoss(80), torch.from_numpy(arrays["test_logits"])), arrays["probs"])
+
+
+def test_running_statistics_are_those_of_batch_norm():
+    norm = torch.nn.BatchNorm1d(10, affine=False, momentum=5e-5).double().train()
+    statistics = RunningLogitStatistics(10)
+    assert statistics.momentum == get_cfg().MODEL.LONG_TAIL.CALIBRATION.LOGN.MOMENTUM == norm.momentum
+    for seed, size in enumerate((40, 2, 7)):
+        logits = random_logits(size, 10, seed=seed)
+        norm(logits)
+        statistics.update(logits)
+    statistics.update(random_logits(1, 10))  # no variance
+    statistics.update(random_logits(0, 10))
+    assert statistics.count == 49
+    torch.testing.assert_close(statistics.mean, norm.running_mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(statistics.std, norm.running_var.sqrt(), rtol=1e-12, atol=0)
+
+
+def test_a_file_says_which_statistics_it_holds(tmp_path):
+    for kind, other in ((LogitStatistics, "training"), (RunningLogitStatistics, "test")):
+        path = tmp_path / "statistics.pth"
+        kind(10).save(path)
+        assert LogN(9, str(path), regions=kind.regions).regions == kind.regions
+        with pytest.raises(InputError, match=f"of {kind.regions} regions; set .*LOGN.REGIONS {kind.regions}"):
+            LogN(9, str(path), regions=other)
+    torch.save({"count": torch.ones(()), "mean": torch.zeros(10), "std": torch.ones(10)}, path)
+    LogN(9, str(path))  # written before files said so
+    with pytest.raises(InputError, match="REGIONS is 'all'; there are 'test', 'training'"):
+        LogN(9, regions="all")
 
 
 def test_bad_settings(tmp_path):
