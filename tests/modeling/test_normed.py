@@ -102,7 +102,7 @@ def test_mask_head_computes_the_channel_of_the_class(num_classes):
 def test_initial_values():
     """Kaiming by fan-out, as in mmdetection's mask head: a deviation of sqrt(2 / K)."""
     head = make_head(1000, [8])
-    assert float(head.predictor.weight.std()) == pytest.approx((2 / 1000) ** 0.5, rel=0.05)
+    assert head.predictor.weight.detach().std().item() == pytest.approx((2 / 1000) ** 0.5, rel=0.05)
     assert (head.predictor.bias == 0).all()
 
 
