@@ -3,13 +3,16 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Union
+from typing import BinaryIO, Iterator, Union
 
 from eql_d2.errors import InputError
 
 
-def write_whole(path: Path, content: Union[str, bytes]) -> None:
-    """Write a file that appears whole or not at all; its folder is made.
+@contextlib.contextmanager
+def whole_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
+    """Open a file to write (and read back) piece by piece; it appears when the context ends, whole or not at all.
+
+    Its folder is made. Of several writers the last one wins.
 
     Raises:
         InputError: if it cannot be written.
@@ -18,9 +21,22 @@ def write_whole(path: Path, content: Union[str, bytes]) -> None:
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("w+b") as file:
+            yield file
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise InputError(f"{path} cannot be written ({error.strerror}); name another place.") from None
+
+
+def write_whole(path: Union[str, os.PathLike], content: Union[str, bytes]) -> None:
+    """Write a file at once; as :func:`whole_file`.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)

@@ -3,7 +3,7 @@
 import pytest
 
 from eql_d2.errors import InputError
-from eql_d2.files import write_whole
+from eql_d2.files import whole_file, write_whole
 
 
 def test_files_appear_whole(tmp_path):
@@ -12,3 +12,11 @@ def test_files_appear_whole(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_whole(tmp_path / "file" / "a.html", "text")
+
+
+def test_a_failure_leaves_the_earlier_file(tmp_path):
+    write_whole(tmp_path / "a.txt", "earlier")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a.txt") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert (tmp_path / "a.txt").read_text() == "earlier" and len(list(tmp_path.iterdir())) == 1

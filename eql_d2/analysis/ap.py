@@ -52,7 +52,7 @@ def read_ap(runs: Sequence[Run], dataset: Optional[str], categories: CategoryTab
     return {"dataset": dataset, "ap": ap}
 
 
-def category_rows(ap: Dict[str, Dict[str, Any]], categories: CategoryTable) -> List[CategoryRow]:
+def ap_rows(ap: Dict[str, Dict[str, Any]], categories: CategoryTable) -> List[CategoryRow]:
     """Return one row for each run and category: AP in percent, and its difference to the first run's."""
     rows = []
     for name in next(iter(ap.values())):
@@ -66,7 +66,7 @@ def category_rows(ap: Dict[str, Dict[str, Any]], categories: CategoryTable) -> L
     return rows
 
 
-def group_rows(ap: Dict[str, Dict[str, Any]], categories: CategoryTable) -> List[CategoryRow]:
+def ap_group_rows(ap: Dict[str, Dict[str, Any]], categories: CategoryTable) -> List[CategoryRow]:
     """Return one row for each run and group (and "all"): categories with ground truth, the mean of their AP."""
     rows = []
     letters = np.array(categories.frequency.groups)
@@ -86,7 +86,7 @@ def change_rows(rows: Sequence[CategoryRow], column: str) -> List[CategoryRow]:
     """Return, for each run but the first, the categories whose AP gained most and lost most.
 
     Args:
-        rows: of :func:`category_rows`.
+        rows: of :func:`ap_rows`.
         column: of AP.
 
     Returns:
@@ -111,7 +111,7 @@ def ap(runs: Sequence[Run], categories: CategoryTable, folder: Path, dataset: Op
     read = read_ap(runs, dataset, categories)
     column = next(iter(read["ap"]))
     title = AP_TITLES[column.split("_")[0]]
-    rows, groups = category_rows(read["ap"], categories), group_rows(read["ap"], categories)
+    rows, groups = ap_rows(read["ap"], categories), ap_group_rows(read["ap"], categories)
     changes = change_rows(rows, column)
     figure, axes = panels(3 if changes else 2)
     for index, run in enumerate(runs):

@@ -44,7 +44,7 @@ def group_confusion(confusion: Tensor, groups: Sequence[str]) -> Tensor:
     return torch.cat([own.unsqueeze(1), others], dim=1)
 
 
-def group_rows(run: str, matrix: Tensor, with_background: bool) -> List[CategoryRow]:
+def confusion_rows(run: str, matrix: Tensor, with_background: bool) -> List[CategoryRow]:
     """Return one row for each group of ground truth and kind of prediction: regions, and share of the group's."""
     rows = []
     for letter, counts in zip((*GROUPS, "background"), matrix.tolist()):
@@ -106,7 +106,7 @@ def confusion(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryT
         for with_background, counts in ((True, first.confusion), (False, first.foreground_confusion)):
             matrix = group_confusion(counts, categories.frequency.groups)
             matrices[with_background].append(matrix)
-            groups += group_rows(run.name, matrix, with_background)
+            groups += confusion_rows(run.name, matrix, with_background)
             per_class += prediction_rows(run.name, counts, categories, _KINDS[with_background])
     figure, axes = panels(len(runs), 2, width=4.6, height=3.0)
     for row, with_background in enumerate((True, False)):

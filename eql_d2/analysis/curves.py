@@ -134,7 +134,8 @@ def logged_ratio(run: Run, num_classes: int) -> Optional[Tensor]:
         rows = [row for row in csv.DictReader(file) if row.get("stage") == "0"]
     try:
         values = {int(row["label"]): row["gradient_ratio"] for row in rows}
-        return nan_tensor([None if values[label] == "n/a" else values[label] for label in range(num_classes)])
+        # Earlier versions wrote "n/a" where there is nothing now.
+        return nan_tensor([None if values[label] in ("", "n/a") else values[label] for label in range(num_classes)])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} is no table of {num_classes} classes as training writes it ({error!r}).") from None
 

@@ -17,7 +17,7 @@ from eql_d2.data.records import Record, RecordList
 from eql_d2.data.samplers import ClassAwareSampler
 from eql_d2.errors import InputError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("detectron2.eql_d2.data")
 
 Mapper = Callable[[Record], Dict[str, Any]]
 

@@ -14,7 +14,6 @@ import mmap
 import os
 import stat
 import struct
-import tempfile
 import zlib
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,13 +24,15 @@ import msgspec
 
 from eql_d2.data.annotations import AnnotationFile, PathLike, parse_annotations, readable_json
 from eql_d2.data.records import AnnotationTable, Header, pack
+from eql_d2.errors import InputError
+from eql_d2.files import whole_file
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("detectron2.eql_d2.data")
 
 #: Below this size of the json, parsing takes well under a second and nothing is written.
 MIN_CACHED_BYTES = 16 * 2**20
@@ -43,7 +44,7 @@ _MAGIC = b"EQLD2-02"
 _CHUNK = 4 * 2**20
 
 
-def load_table(json_file: PathLike) -> AnnotationTable:
+def cached_table(json_file: PathLike) -> AnnotationTable:
     """Return the images of a json in LVIS or COCO format, from memory, from the cache, or by parsing it.
 
     Raises:
@@ -53,11 +54,11 @@ def load_table(json_file: PathLike) -> AnnotationTable:
     with readable_json(json_file):
         status = os.stat(path)
     # Within a process the file counts as unchanged while its inode, size and times are; between processes, its bytes.
-    return _load_table(path, str(json_file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return _cached_table(path, str(json_file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=4)
-def _load_table(path: str, json_file: str, _inode: int, size: int, _modified: int, _changed: int) -> AnnotationTable:
+def _cached_table(path: str, json_file: str, _inode: int, size: int, _modified: int, _changed: int) -> AnnotationTable:
     locations = _cache_files(path) if size >= MIN_CACHED_BYTES else []
     with readable_json(json_file):
         table = _find_or_build(path, json_file, locations) if locations else _parse(path, json_file, [])
@@ -153,8 +154,8 @@ def _build(content: AnnotationFile, checksum: str, json_file: str, locations: Li
     for location in locations:
         try:
             return _write_cache(content, checksum, json_file, location)
-        except OSError as error:
-            logger.info(f"{location} cannot be written ({error.strerror}).")
+        except InputError as error:
+            logger.info(error)
     buffer = io.BytesIO()
     header = pack(content, checksum, json_file, buffer)
     return AnnotationTable(buffer.getvalue(), header)
@@ -162,23 +163,16 @@ def _build(content: AnnotationFile, checksum: str, json_file: str, locations: Li
 
 def _write_cache(content: AnnotationFile, checksum: str, json_file: str, location: Path) -> AnnotationTable:
     """Write a cache file; it appears whole or not at all, and of several writers the last one wins."""
-    location.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=location.parent, prefix=f".{location.name}.")
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            checked = _ChecksummingWriter(file)
-            header = pack(content, checksum, json_file, checked)
-            header_start = file.tell()
-            checked.write(msgspec.msgpack.encode(header))
-            file.write(_FOOTER.pack(header_start, checked.crc, _MAGIC))
-            file.flush()
-            # mkstemp makes files that only their owner reads; whoever may read the json may read its cache.
-            os.chmod(temporary, stat.S_IMODE(os.stat(json_file).st_mode) & 0o666 | stat.S_IRUSR | stat.S_IWUSR)
-            os.replace(temporary, location)
-            return _mapped_table(file, header, header_start, location)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(location) as file:
+        # Whoever may read the json may read its cache, and nobody else.
+        os.chmod(file.name, stat.S_IMODE(os.stat(json_file).st_mode) & 0o666 | stat.S_IRUSR | stat.S_IWUSR)
+        checked = _ChecksummingWriter(file)
+        header = pack(content, checksum, json_file, checked)
+        header_start = file.tell()
+        checked.write(msgspec.msgpack.encode(header))
+        file.write(_FOOTER.pack(header_start, checked.crc, _MAGIC))
+        file.flush()
+        return _mapped_table(file, header, header_start, location)
 
 
 class _ChecksummingWriter:

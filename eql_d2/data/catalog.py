@@ -15,7 +15,7 @@ from eql_d2.data.records import Record, RecordList
 from eql_d2.data.registration import open_table
 from eql_d2.errors import InputError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("detectron2.eql_d2.data")
 
 
 def category_frequency(dataset_names: Sequence[str], frequency_file: PathLike = "") -> CategoryFrequency:

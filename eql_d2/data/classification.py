@@ -86,9 +86,7 @@ def long_tail_subset(labels: np.ndarray, num_classes: int, imbalance: float, see
     return np.sort(np.concatenate(kept))
 
 
-def load_cifar(
-    path: PathLike, split: str = "train", imbalance: Optional[float] = None, seed: int = 0
-) -> ImageSet:
+def load_cifar(path: PathLike, split: str = "train", imbalance: Optional[float] = None, seed: int = 0) -> ImageSet:
     """Load CIFAR-10 or CIFAR-100, the latter with its 100 fine labels.
 
     Args:

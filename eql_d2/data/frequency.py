@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eql_d2.data.groups import GROUPS, frequency_group
 from eql_d2.errors import InputError
+from eql_d2.files import write_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,16 +144,13 @@ class CategoryFrequency:
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Write the counts as a small json that :meth:`from_json` reads; the file appears whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
         content = {
             "image_count": self.image_count.tolist(),
             "instance_count": self.instance_count.tolist(),
             "num_images": self.num_images,
             "groups": list(self.groups),
         }
-        temporary.write_text(json.dumps(content))
-        temporary.replace(path)
+        write_whole(path, json.dumps(content))
 
     @property
     def num_classes(self) -> int:

@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import PathLike
-from eql_d2.data.cache import load_table
+from eql_d2.data.cache import cached_table
 from eql_d2.data.records import AnnotationTable, RecordList
 from eql_d2.errors import InputError
 
@@ -54,7 +54,7 @@ def register_dataset(
 
 def open_table(json_file: PathLike) -> AnnotationTable:
     """Return the images of a json; ``json_file`` may be anything that Detectron2's ``PathManager`` resolves."""
-    return load_table(PathManager.get_local_path(str(json_file)))
+    return cached_table(PathManager.get_local_path(str(json_file)))
 
 
 def set_table_metadata(name: str, table: AnnotationTable) -> None:

@@ -22,10 +22,10 @@ def setup(args) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     choose_device(cfg)
-    register_from_config(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
     default_setup(cfg, args)
+    register_from_config(cfg)  # after the log is set up: it tells what is left out of a data set
     return cfg
 
 

@@ -1,16 +1,17 @@
 """What an evaluation leaves behind: the per-category table as CSV and json, text tables, a picture."""
 
 import csv
+import io
 import json
 import os
-from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from eql_d2.data.groups import GROUP_COLORS, GROUP_NAMES
 from eql_d2.evaluation.backends import Evaluation
-from eql_d2.evaluation.metrics import NOT_AVAILABLE, format_value
+from eql_d2.evaluation.metrics import format_value
+from eql_d2.files import write_whole
 from eql_d2.plotting import panels, save_figure
 
 
@@ -50,21 +51,17 @@ def category_rows(
 
 
 def write_category_csv(rows: Sequence[Mapping[str, Any]], path: Union[str, os.PathLike]) -> None:
-    """Write the rows with "n/a" for what is not available; the file appears whole or not at all."""
-    path, temporary = _temporary(path)
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: NOT_AVAILABLE if value is None else value for key, value in row.items()})
-    temporary.replace(path)
+    """Write the rows with an empty cell for what is not available (``None``)."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def write_category_json(rows: Sequence[Mapping[str, Any]], path: Union[str, os.PathLike]) -> None:
-    """Write the rows with ``null`` for what is not available; the file appears whole or not at all."""
-    path, temporary = _temporary(path)
-    temporary.write_text(json.dumps(list(rows), indent=1))
-    temporary.replace(path)
+    """Write the rows with ``null`` for what is not available (``None``)."""
+    write_whole(path, json.dumps(list(rows), indent=1))
 
 
 def format_metrics(evaluations: Mapping[Tuple[str, bool], Evaluation]) -> str:
@@ -123,10 +120,3 @@ def _plot_column(axes, rows: Sequence[Mapping[str, Any]], column: str) -> None:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _temporary(path: Union[str, os.PathLike]) -> Tuple[Path, Path]:
-    """Return the path and the name to write under until the file is whole; the folder is created."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path, path.with_name(f"{path.name}.tmp{os.getpid()}")

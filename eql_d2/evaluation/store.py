@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set, Tuple, Union
 
-from eql_d2.errors import InputError
+from eql_d2.files import whole_file
 
 #: (image id, file, offset of the line, its length)
 _Entry = Tuple[int, Path, int, int]
@@ -81,22 +81,15 @@ class PredictionStore:
         Raises:
             InputError: if the file cannot be written.
         """
-        path = Path(path)
         entries = {entry[0]: entry for entry in self._entries()}
-        temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-        try:
-            with temporary.open("wb") as target:
-                target.write(b"[")
-                separator = b"\n"
-                for detections in _read_in_order(entries):
-                    if detections:
-                        target.write(separator + detections)
-                        separator = b",\n"
-                target.write(b"\n]\n")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise InputError(f"{path} cannot be written ({error}).") from None
+        with whole_file(path) as target:
+            target.write(b"[")
+            separator = b"\n"
+            for detections in _read_in_order(entries):
+                if detections:
+                    target.write(separator + detections)
+                    separator = b",\n"
+            target.write(b"\n]\n")
         return len(entries)
 
     def delete(self) -> None:

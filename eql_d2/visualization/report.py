@@ -157,7 +157,8 @@ def _produced(one) -> Html:
     if len(rows) > 1:
         left_out = f", the first {_CSV_ROWS} rows" if len(rows) > _CSV_ROWS else ""
         caption = f"Numbers of {one.title}{left_out}"
-        parts.append(details(caption, tag("p", link), table(caption, rows[0], rows[1:])))
+        body = [[cell or "n/a" for cell in row] for row in rows[1:]]
+        parts.append(details(caption, tag("p", link), table(caption, rows[0], body)))
     else:
         parts.append(tag("p", link))
     return join(parts)

@@ -47,11 +47,11 @@ def test_ap_tables(lvis_folder):
     assert produced.csv == produced.csvs[0] and "some_val" in produced.caption
     rows = {(row["run"], int(row["label"])): row for row in rows_of(produced.csv)}
     assert len(rows) == 10 and rows["EQL", 3]["segm_AP"] == "12.0" and rows["EQL", 3]["segm_AP_change"] == "12.0"
-    assert rows["sigmoid", 2]["segm_AP"] == "n/a" and rows["sigmoid", 0]["train_images"] == "150"
+    assert rows["sigmoid", 2]["segm_AP"] == "" and rows["sigmoid", 0]["train_images"] == "150"
     groups = {(row["run"], row["group"]): row for row in rows_of(produced.csvs[1])}
     assert float(groups["EQL", "r"]["segm_AP"]) == 11.0 and float(groups["sigmoid", "f"]["segm_AP"]) == 30.0
     assert float(groups["sigmoid", "all"]["segm_AP"]) == 17.5 and groups["EQL", "all"]["segm_AP_categories"] == "4"
-    assert groups["EQL", "c"]["segm_AP"] == "n/a" and groups["EQL", "c"]["segm_AP_categories"] == "0"
+    assert groups["EQL", "c"]["segm_AP"] == "" and groups["EQL", "c"]["segm_AP_categories"] == "0"
     changes = [(row["name"], float(row["change"])) for row in rows_of(produced.csvs[2])]
     assert changes == [("class_3", 12.0), ("class_1", 2.0), ("class_0", -5.0)]
     assert produced.png.is_file() and produced.svg.read_text().startswith("<?xml")

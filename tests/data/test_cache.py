@@ -18,9 +18,9 @@ def _cache_everything(monkeypatch, tmp_path):
     monkeypatch.setattr(cache, "MIN_CACHED_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
     monkeypatch.delenv(cache.ENVIRONMENT_VARIABLE, raising=False)
-    cache._load_table.cache_clear()
+    cache._cached_table.cache_clear()
     yield
-    cache._load_table.cache_clear()
+    cache._cached_table.cache_clear()
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def parsed(monkeypatch):
 
 def load(path):
     """Load as another process would."""
-    cache._load_table.cache_clear()
+    cache._cached_table.cache_clear()
     return list(load_lvis(path, "images"))
 
 
@@ -128,7 +128,7 @@ def test_no_temporary_file_remains_after_a_failure(save, content, monkeypatch, t
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache.os, "replace", no_space)
+        patch.setattr("pathlib.Path.replace", no_space)
         records = load(path)
     assert len(records) == 4
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file()) == ["train.json"]
@@ -144,7 +144,7 @@ def test_small_json_is_not_cached(save, content, monkeypatch):
 def test_mapped_records_reach_a_process_that_was_not_forked(save, content):
     path = save(content)
     load(path)
-    cache._load_table.cache_clear()
+    cache._cached_table.cache_clear()
     records = load_lvis(path, "images")
     sent = pickle.dumps(records)
     assert list(pickle.loads(sent)) == list(records)
