@@ -102,6 +102,14 @@ def add_eql_config(cfg: CN) -> None:
     # OUTPUT_DIR/training_gradients.csv at each checkpoint: 1 for every step; 0 is off.
     node.ANALYSIS.PERIOD = 0
 
+    node.RETINANET = CN()
+    # How anchors are given to objects: "iou" (MODEL.RETINANET.IOU_THRESHOLDS) or "atss" (arXiv 1912.02424).
+    node.RETINANET.ASSIGNMENT = "iou"
+    # With "atss": the nearest anchors of each level that an object may have, 9 for each anchor of a place.
+    node.RETINANET.ATSS_TOPK = 9
+    # Predict the overlap (IoU) of each box with its object: it weights the box loss, GIoU, and multiplies the scores.
+    node.RETINANET.QUALITY = False
+
     node.TAU_NORM = CN()
     # tau-normalisation of a trained classifier at test time: each class's weights are divided by their norm to this
     # power, and its bias is dropped. In [0, 1]; 0 is off. It comes before CALIBRATION.

@@ -1,4 +1,4 @@
-"""Detectron2 modules: importing this registers the meta architecture, the ROI heads and the mask head."""
+"""Detectron2 modules: importing this registers the meta architectures, the ROI heads and the mask head."""
 
 from eql_d2.modeling import backbones
 from eql_d2.modeling.box_predictor import LongTailOutputLayers
@@ -6,6 +6,7 @@ from eql_d2.modeling.build import build_classifier_loss_from_config
 from eql_d2.modeling.classifier import LongTailClassifier
 from eql_d2.modeling.mask_head import LongTailMaskHead
 from eql_d2.modeling.rcnn import LongTailRCNN
+from eql_d2.modeling.retinanet import LongTailRetinaNet
 from eql_d2.modeling.roi_heads import LongTailCascadeROIHeads, LongTailRes5ROIHeads, LongTailStandardROIHeads
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LongTailOutputLayers",
     "LongTailRCNN",
     "LongTailRes5ROIHeads",
+    "LongTailRetinaNet",
     "LongTailStandardROIHeads",
     "backbones",
     "build_classifier_loss_from_config",

@@ -19,18 +19,21 @@ class LongTailRCNN(GeneralizedRCNN):
         """Same as ``GeneralizedRCNN.forward``."""
         if not self.training:
             return self.inference(batched_inputs)
-        with self.roi_heads.image_labels(self._verified_classes(batched_inputs)):
+        verified = verified_classes(batched_inputs, self.roi_heads.num_classes)
+        verified = None if verified is None else verified.to(self.device, non_blocking=True)
+        with self.roi_heads.image_labels(verified):
             return super().forward(batched_inputs)
 
-    def _verified_classes(self, batched_inputs: List[Dict]) -> Optional[Tensor]:
-        """Return bool ``[N, K]``: the classes in the positive or negative set of each image.
 
-        ``None`` if no image has labels. An image without labels in a batch that has some verifies no class.
-        """
-        if not any("image_labels" in x for x in batched_inputs):
-            return None
-        verified = torch.zeros(len(batched_inputs), self.roi_heads.num_classes, dtype=torch.bool)
-        for row, x in zip(verified, batched_inputs):
-            for labels in x.get("image_labels", {}).values():
-                row[labels] = True
-        return verified.to(self.device, non_blocking=True)
+def verified_classes(batched_inputs: List[Dict], num_classes: int) -> Optional[Tensor]:
+    """Return bool ``[N, K]``: the classes in the positive or negative set of each image.
+
+    ``None`` if no image has labels. An image without labels in a batch that has some verifies no class.
+    """
+    if not any("image_labels" in x for x in batched_inputs):
+        return None
+    verified = torch.zeros(len(batched_inputs), num_classes, dtype=torch.bool)
+    for row, x in zip(verified, batched_inputs):
+        for labels in x.get("image_labels", {}).values():
+            row[labels] = True
+    return verified

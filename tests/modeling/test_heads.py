@@ -8,6 +8,7 @@ from detectron2.utils.events import EventStorage
 
 import eql_d2.modeling  # noqa: F401
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY
+from eql_d2.modeling.rcnn import verified_classes
 from tests.conftest import ARCHITECTURES, NUM_CLASSES, square, tiny_config
 
 
@@ -105,10 +106,9 @@ def test_image_labels_change_exactly_the_gradients_of_the_paper(lvis_folder, arc
         assert (first[~foreground] > 0).all()
 
 
-def test_images_without_labels_verify_nothing(lvis_folder):
-    model = build_model(tiny_config(lvis_folder))
-    assert model._verified_classes([example(), example()]) is None
-    verified = model._verified_classes([example(), example({"positive": [1], "negative": [4]})])
+def test_images_without_labels_verify_nothing():
+    assert verified_classes([example(), example()], 5) is None
+    verified = verified_classes([example(), example({"positive": [1], "negative": [4]})], 5)
     assert verified.tolist() == [[False] * 5, [False, True, False, False, True]]
 
 
