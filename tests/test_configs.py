@@ -111,10 +111,10 @@ def test_leaf(path, counts_folder):
         assert losses[0]["num_logits"] == losses[0]["num_classes"] + 1
     if cfg.MODEL.WEIGHTS.startswith("detectron2://COCO"):
         assert node.INIT_CLASSIFIER == "reset"
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == losses[0]["num_classes"]
+    assert losses[0]["num_classes"] == cfg.MODEL.ROI_HEADS.NUM_CLASSES
     one_stage = "retinanet" in path.name
     backbone = "build_retinanet_resnet_fpn_backbone" if one_stage else "build_resnet_fpn_backbone"
-    assert ("FPN" in path.name) <= (cfg.MODEL.BACKBONE.NAME == backbone)
+    assert ("FPN" in path.name) <= (backbone == cfg.MODEL.BACKBONE.NAME)
     assert one_stage == (cfg.MODEL.META_ARCHITECTURE == "LongTailRetinaNet")
     assert ("mask_rcnn" in path.name or is_leaf_of_a_set(path)) == cfg.MODEL.MASK_ON
     assert ("cascade" in path.name) == (heads == "LongTailCascadeROIHeads")
