@@ -12,15 +12,15 @@ STAMP := $(VENV)/.eql_d2_installed
 
 setup: $(STAMP)
 
-$(STAMP): setup.py requirements/torch.txt requirements/detectron2.txt tools/install_detectron2.py
+$(STAMP): setup.py pyproject.toml requirements/torch.txt eql_d2/detectron2.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -c "import torch, torchvision" 2>/dev/null || $(PY) -m pip install -r requirements/torch.txt
 	$(PY) -m pip install -e '.[dev]'
-	$(PY) tools/install_detectron2.py
+	$(PY) -m eql_d2 install-detectron2
 	touch $@
 
 demo: setup
-	$(PY) tools/demo_mini.py --output output/demo
+	$(PY) -m eql_d2 demo --output output/demo
 
 lint: lint-style lint-imports lint-types
 

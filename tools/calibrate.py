@@ -1,16 +1,7 @@
 #!/usr/bin/env python
-"""Write the statistics of a trained model's logits, for MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS.
+"""The command ``eql-d2 calibrate``: see ``eql_d2/commands/calibrate.py``."""
 
-tools/calibrate.py --config-file CONFIG [--output FILE] [--dataset NAME] [--max-images N] MODEL.WEIGHTS FILE
-"""
-
-from eql_d2.engine import launch, setup
-from eql_d2.engine.calibrate import calibrate, calibrate_parser
-
-
-def main(args):
-    calibrate(setup(args), args)
-
+from eql_d2.cli import run
 
 if __name__ == "__main__":
-    launch(main, calibrate_parser().parse_args())
+    run("calibrate")

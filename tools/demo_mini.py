@@ -1,21 +1,7 @@
 #!/usr/bin/env python
-"""Train sigmoid cross-entropy and EQL on the generated data set and print one table; what `make demo` runs."""
+"""The command ``eql-d2 demo``: see ``eql_d2/commands/demo.py``."""
 
-import argparse
-from pathlib import Path
-
-from eql_d2.errors import run_tool
-from eql_d2.experiments.demo import run_demo
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder for runs, table and picture")
-    parser.add_argument("--data", type=Path, default=Path("datasets/mini_demo"), help="the data; generated if absent")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides for both methods: KEY VALUE ...")
-    args = parser.parse_args()
-    run_demo(args.output, args.data, args.opts)
-
+from eql_d2.cli import run
 
 if __name__ == "__main__":
-    run_tool(main)
+    run("demo")

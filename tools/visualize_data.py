@@ -1,39 +1,7 @@
 #!/usr/bin/env python
-"""Draw the ground truth of a data set: pictures and HTML pages, with the image-level labels under each picture.
+"""The command ``eql-d2 visualize-data``: see ``eql_d2/commands/visualize_data.py``."""
 
-python tools/visualize_data.py --dataset lvis_v0.5_val --only rare --output output/look
-python tools/visualize_data.py --config-file configs/mini/eql.yaml --source dataloader --output output/look
-python tools/visualize_data.py --annotations mine/train.json --images mine/images --output output/look
-"""
-
-import argparse
-
-from eql_d2.errors import run_tool
-from eql_d2.visualization.arguments import add_gallery_arguments
-from eql_d2.visualization.data import SOURCES, visualize_data
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="YAML", help="draw the data sets of this config")
-    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="registered data sets")
-    parser.add_argument(
-        "--source",
-        choices=SOURCES,
-        default="annotation",
-        help="the annotations, or what the training loader makes of them (default: %(default)s)",
-    )
-    add_gallery_arguments(parser, per_page=40)
-    arguments = parser.parse_args()
-    if bool(arguments.annotations) == bool(arguments.config_file or arguments.dataset):
-        parser.error("give either --annotations and --images, or --config-file and/or --dataset")
-    return arguments
-
-
-def main() -> None:
-    for page in visualize_data(**vars(parse_arguments())):
-        print(page)
-
+from eql_d2.cli import run
 
 if __name__ == "__main__":
-    run_tool(main)
+    run("visualize-data")

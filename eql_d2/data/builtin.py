@@ -1,22 +1,25 @@
 """The data sets that can be named in a config: LVIS v0.5 and v1, and those of ``MODEL.LONG_TAIL.DATASETS``.
 
-Importing this module registers LVIS below ``$DETECTRON2_DATASETS`` (default ``./datasets``) under the names that
-Detectron2 uses, with this package's loader in place of Detectron2's. No file is read before a data set is used.
+Importing this module registers nothing. A name of LVIS that a config or a tool uses is registered then, below
+``$DETECTRON2_DATASETS`` (default ``./datasets``), with this package's loader in place of Detectron2's, which drops the
+image-level labels. What another program has registered under such a name is left alone. No file is read before a data
+set is used.
 """
 
 import os
 import re
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as V0_5_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1_CATEGORIES
 
 from eql_d2.data.classification import KINDS, register_image_set
 from eql_d2.data.coco import register_coco
 from eql_d2.data.lvis import load_lvis, register_lvis
-from eql_d2.data.registration import open_table, register_dataset, set_metadata
+from eql_d2.data.registration import is_registered_here, open_table, register_dataset, set_metadata
 from eql_d2.errors import InputError
 
 #: The json of each data set, below the data folder; the images are in COCO's folder beside it.
@@ -31,6 +34,8 @@ LVIS_JSON_FILES = {
     "lvis_v1_test_challenge": "lvis/lvis_v1_image_info_test_challenge.json",
 }
 _IMAGE_ROOT = "coco/"
+#: The module whose functions stand in Detectron2's catalog for its own LVIS sets.
+_DETECTRON2_LVIS = "detectron2.data.datasets.lvis"
 
 
 def data_root() -> str:
@@ -38,12 +43,19 @@ def data_root() -> str:
     return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
-def register_builtin_lvis() -> None:
-    """Register LVIS v0.5 and v1 below :func:`data_root`."""
+def register_builtin(names: Iterable[str]) -> None:
+    """Register those of the names that are LVIS's, below :func:`data_root`; others are passed over.
+
+    Takes the place of Detectron2's own registration, whose loader drops the image-level labels. A registration by
+    another program stays as it is, and so does Detectron2's with another json than its own.
+    """
     root = data_root()
-    for name, json_file in LVIS_JSON_FILES.items():
-        image_root = os.path.join(root, _IMAGE_ROOT)
-        register_dataset(name, "lvis", os.path.join(root, json_file), image_root, load_lvis, replace=True)
+    for name in set(names) & set(LVIS_JSON_FILES):
+        if name in DatasetCatalog and not (is_registered_here(name) or _is_detectron2s_own(name)):
+            continue
+        json_file, image_root = LVIS_JSON_FILES[name], os.path.join(root, _IMAGE_ROOT)
+        if not register_dataset(name, "lvis", os.path.join(root, json_file), image_root, load_lvis, replace=True):
+            continue
         categories = V0_5_CATEGORIES if "v0.5" in name else V1_CATEGORIES
         categories = sorted(categories, key=lambda category: category["id"])
         # What the json says takes the place of these once it is read; they serve where it is absent.
@@ -59,15 +71,17 @@ def register_builtin_lvis() -> None:
 def register_from_config(cfg: CfgNode) -> None:
     """Register the data sets of ``MODEL.LONG_TAIL.DATASETS``, ``[name, json, image folder]`` each.
 
-    So are those of ``MODEL.LONG_TAIL.CLASSIFICATION.DATASETS``, see :mod:`eql_d2.data.classification`. Relative paths
-    start at :func:`data_root`, ``$VARIABLES`` and ``~`` are expanded. A json is in LVIS format if one of
-    its images has ``neg_category_ids`` or ``not_exhaustive_category_ids`` or one of its categories has a ``frequency``;
-    otherwise it is in COCO format.
+    So are those of ``MODEL.LONG_TAIL.CLASSIFICATION.DATASETS``, see :mod:`eql_d2.data.classification`, and those of
+    ``DATASETS.TRAIN`` and ``DATASETS.TEST`` that are LVIS's, see :func:`register_builtin`. Relative paths start at
+    :func:`data_root`, ``$VARIABLES`` and ``~`` are expanded. A json is in LVIS format if one of its images has
+    ``neg_category_ids`` or ``not_exhaustive_category_ids`` or one of its categories has a ``frequency``; otherwise it
+    is in COCO format.
 
     Raises:
         InputError: if an entry is no such triple, a variable is not defined, a file or folder is missing, the json is
             of neither format, or the name stands for another data set.
     """
+    register_builtin((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     for entry in cfg.MODEL.LONG_TAIL.DATASETS:
         if not _is_triple(entry):
             raise InputError(
@@ -127,4 +141,6 @@ def _is_triple(entry: Any) -> bool:
     )
 
 
-register_builtin_lvis()
+def _is_detectron2s_own(name: str) -> bool:
+    loader, json_file = DatasetCatalog[name], MetadataCatalog.get(name).get("json_file", "")
+    return loader.__module__ == _DETECTRON2_LVIS and str(json_file).endswith(LVIS_JSON_FILES[name])

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-import eql_d2.data.builtin  # noqa: F401  registers LVIS
 from eql_d2.data.annotations import PathLike
+from eql_d2.data.builtin import register_builtin
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.records import Record, RecordList
 from eql_d2.data.registration import open_table
@@ -47,7 +47,8 @@ def category_frequency(dataset_names: Sequence[str], frequency_file: PathLike = 
 
 
 def check_registered(name: str) -> None:
-    """Raise an :class:`~eql_d2.errors.InputError` unless ``name`` is a registered data set."""
+    """Raise an :class:`~eql_d2.errors.InputError` unless ``name`` is a registered data set; LVIS's become one now."""
+    register_builtin([name])
     if name not in DatasetCatalog:
         similar = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
         hint = f" (did you mean {' or '.join(similar)}?)" if similar else ""

@@ -52,6 +52,11 @@ def register_dataset(
     return True
 
 
+def is_registered_here(name: str) -> bool:
+    """Return whether the data set was registered by :func:`register_dataset`."""
+    return name in _REGISTERED
+
+
 def open_table(json_file: PathLike) -> AnnotationTable:
     """Return the images of a json; ``json_file`` may be anything that Detectron2's ``PathManager`` resolves."""
     return cached_table(PathManager.get_local_path(str(json_file)))
@@ -69,8 +74,13 @@ def set_table_metadata(name: str, table: AnnotationTable) -> None:
 
 
 def set_metadata(name: str, **values: Any) -> None:
-    """Set metadata, also where another value is set: ``MetadataCatalog`` itself refuses to change one."""
+    """Set metadata of a data set.
+
+    ``MetadataCatalog`` refuses to change a value. For data sets that are registered here the last word counts, since a
+    json says more than what was known before it was read; those of other programs keep Detectron2's rule.
+    """
     metadata = MetadataCatalog.get(name)
     for key, value in values.items():
-        metadata.__dict__.pop(key, None)
+        if name in _REGISTERED and key in metadata.as_dict():
+            delattr(metadata, key)
         setattr(metadata, key, value)

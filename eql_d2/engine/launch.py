@@ -13,6 +13,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
+from eql_d2.compat import quiet_warnings
 from eql_d2.errors import InputError
 
 #: Evaluation runs on the main process while the others wait for it.
@@ -69,6 +70,7 @@ def _join_torchrun() -> None:
 
 def _guarded(main: Callable, args) -> None:
     """Call ``main(args)``; print what the user can mend as one line, anything else with its stack, and exit."""
+    quiet_warnings()
     try:
         main(args)
     except (InputError, FloatingPointError) as error:

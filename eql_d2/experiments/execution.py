@@ -140,7 +140,6 @@ def _start(command: List[str], console: Path, environment: Dict[str, str], lock:
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            cwd=ROOT,
             pass_fds=(lock,),
         )
 
@@ -263,7 +262,12 @@ def describe_machine() -> Dict[str, Any]:
 
 
 def current_commit() -> Optional[str]:
-    """Return the git commit of this checkout, with "-dirty" if files differ from it; ``None`` where there is none."""
+    """Return the git commit of this checkout, with "-dirty" if files differ from it; ``None`` where there is none.
+
+    An installed package has none, also where its environment lies within somebody's repository.
+    """
+    if not (ROOT / ".git").exists():
+        return None
     with contextlib.suppress(OSError):
         # No tag matches the empty pattern, so what is printed is the commit and never a tag's name.
         command = ["git", "describe", "--match=", "--always", "--abbrev=40", "--dirty"]

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
+from eql_d2.config_files import configs_root
 from eql_d2.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN_NET = ROOT / "tools" / "train_net.py"
+#: The folder that ``configs`` lies in: the checkout, or the installed package.
+ROOT = configs_root().parent
+#: The words that start a training; a command of the package, so that an installed one needs no checkout.
+TRAIN = (sys.executable, "-m", "eql_d2", "train")
 
 
 def has_finished(output_dir: Path) -> bool:
@@ -47,7 +50,7 @@ def last_words(console: Path) -> str:
 
 @dataclass
 class Job:
-    """One run of tools/train_net.py.
+    """One run of ``eql-d2 train``.
 
     Attributes:
         name: how tables and progress lines call it.
@@ -66,7 +69,7 @@ class Job:
     def command(self) -> List[str]:
         """The command line, as a list; it resumes from the last checkpoint if there is one."""
         arguments = ["--config-file", str(self.config_file), "--resume", "OUTPUT_DIR", str(self.output_dir)]
-        return [sys.executable, str(TRAIN_NET), *arguments, *map(str, self.opts)]
+        return [*TRAIN, *arguments, *map(str, self.opts)]
 
     @property
     def results(self) -> Optional[Dict]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,11 +13,12 @@ import eql_d2
 from eql_d2.config import flatten, get_cfg, load_config
 from eql_d2.data.builtin import LVIS_JSON_FILES, data_root, resolve_path
 from eql_d2.errors import InputError
-from eql_d2.experiments.jobs import ROOT, TRAIN_NET
+from eql_d2.experiments.jobs import TRAIN
 from eql_d2.experiments.spec import PREPARATION_SEED, Table, TableRow
 
 PACKAGE = Path(eql_d2.__file__).resolve().parent
-CALIBRATE = ROOT / "tools" / "calibrate.py"
+#: The words that start the collection of logit statistics.
+CALIBRATE = (*TRAIN[:-1], "calibrate")
 #: The rooms of the package that a number depends on.
 CODE_ROOMS = ("losses", "data", "modeling", "engine", "evaluation")
 #: Keys that say where or how often something is written, not what comes out.
@@ -108,13 +108,13 @@ class PlannedRun:
             opts += ["MODEL.WEIGHTS", self.parent.weights]
         flags = ["--config-file", str(self.row.config)] + (["--num-gpus", str(num_gpus)] if num_gpus else [])
         if self.row.action == "train":
-            return [[sys.executable, str(TRAIN_NET), *flags, "--resume", *opts]]
+            return [[*TRAIN, *flags, "--resume", *opts]]
         commands = []
         if self.row.calibrate:
             statistics = str(folder / "logit_statistics.pth")
-            commands.append([sys.executable, str(CALIBRATE), *flags, "--output", statistics, *opts])
+            commands.append([*CALIBRATE, *flags, "--output", statistics, *opts])
             opts = [*opts, "MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS", statistics]
-        return [*commands, [sys.executable, str(TRAIN_NET), *flags, "--eval-only", *opts]]
+        return [*commands, [*TRAIN, *flags, "--eval-only", *opts]]
 
 
 def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], PlannedRun]:

@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from eql_d2.config import get_cfg
-from eql_d2.data.builtin import LVIS_JSON_FILES, register_builtin_lvis, register_from_config, resolve_path
+from eql_d2.data.builtin import LVIS_JSON_FILES, register_builtin, register_from_config, resolve_path
 from eql_d2.errors import InputError
 
 
@@ -19,6 +19,7 @@ def config(*entries):
 
 @pytest.mark.parametrize("name", LVIS_JSON_FILES)
 def test_lvis_is_registered_with_metadata(name):
+    register_builtin([name])
     metadata = MetadataCatalog.get(name)
     num_classes = 1230 if "v0.5" in name else 1203
     assert len(metadata.thing_classes) == len(metadata.frequency_groups) == num_classes
@@ -30,11 +31,13 @@ def test_lvis_is_registered_with_metadata(name):
 
 def test_published_group_sizes():
     for name, sizes in (("lvis_v0.5_train", (454, 461, 315)), ("lvis_v1_train", (337, 461, 405))):
+        register_builtin([name])
         letters = MetadataCatalog.get(name).frequency_groups
         assert tuple(letters.count(letter) for letter in "rcf") == sizes
 
 
 def test_absent_json_says_what_is_missing():
+    register_builtin(["lvis_v1_val"])
     with pytest.raises(InputError, match=r"datasets/lvis/lvis_v1_val.json: there is no such file"):
         DatasetCatalog.get("lvis_v1_val")
 
@@ -44,9 +47,9 @@ def moved_data_root(monkeypatch, tmp_path):
     """Register LVIS below ``tmp_path`` during a test."""
     with monkeypatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-        register_builtin_lvis()
+        register_builtin(LVIS_JSON_FILES)
         yield tmp_path
-    register_builtin_lvis()
+    register_builtin(LVIS_JSON_FILES)
 
 
 def test_builtin_set_below_the_data_folder(moved_data_root, content, coco_root):

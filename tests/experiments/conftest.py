@@ -1,6 +1,7 @@
 """A data set, a config and a training script that take milliseconds, so that running tables can be tested."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -61,8 +62,8 @@ def place(tmp_path, monkeypatch):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     monkeypatch.setattr(spec, "CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr(plan, "TRAIN_NET", script)
-    monkeypatch.setattr(plan, "CALIBRATE", script)
+    monkeypatch.setattr(plan, "TRAIN", (sys.executable, str(script)))
+    monkeypatch.setattr(plan, "CALIBRATE", (sys.executable, str(script)))
     return tmp_path
 
 

@@ -1,0 +1,18 @@
+"""Write the statistics of a trained model's logits, for MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS.
+
+eql-d2 calibrate --config-file CONFIG [--output FILE] [--dataset NAME] [--max-images N] MODEL.WEIGHTS FILE
+"""
+
+from typing import Optional, Sequence
+
+from eql_d2.engine import launch, setup
+from eql_d2.engine.calibrate import calibrate, calibrate_parser
+
+
+def collect(args) -> None:
+    """What every process of the run does."""
+    calibrate(setup(args), args)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    launch(collect, calibrate_parser().parse_args(argv))
