@@ -97,6 +97,16 @@ def add_eql_config(cfg: CN) -> None:
     # added ceil(r) times to the list that has it already).
     node.REPEAT_ROUNDING = "stochastic"
 
+    node.TIMM = CN()
+    # The model of timm that MODEL.BACKBONE.NAME build_timm_backbone and build_timm_fpn_backbone build.
+    node.TIMM.NAME = "resnet50"
+    # Stages whose features are given, "stage1" and on; the last if empty. Under an FPN MODEL.FPN.IN_FEATURES says it.
+    node.TIMM.OUT_FEATURES = []
+    # Start from timm's weights, which it downloads. MODEL.WEIGHTS is loaded after them.
+    node.TIMM.PRETRAINED = False
+    # "" for the model's norm layers, or "FrozenBN": batch norm with fixed statistics and factors.
+    node.TIMM.NORM = ""
+
     node.ANALYSIS = CN()
     # Iterations between two steps whose gradients and probabilities are summed up for each category and written to
     # OUTPUT_DIR/training_gradients.csv at each checkpoint: 1 for every step; 0 is off.

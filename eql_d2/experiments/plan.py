@@ -150,9 +150,13 @@ def annotation_files(cfg: CfgNode) -> List[Path]:
         InputError: if one is missing or its data set is not known.
     """
     given = {name: resolve_path(json_file, name) for name, json_file, _ in cfg.MODEL.LONG_TAIL.DATASETS}
+    images = {entry["name"]: entry["path"] for entry in cfg.MODEL.LONG_TAIL.CLASSIFICATION.DATASETS}
     builtin = {name: os.path.join(data_root(), json_file) for name, json_file in LVIS_JSON_FILES.items()}
     files = []
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name in images:
+            files += _files_at(resolve_path(images[name], name), name)
+            continue
         path = given.get(name) or builtin.get(name)
         if path is None:
             raise InputError(f"DATASETS names {name!r}, which is neither in MODEL.LONG_TAIL.DATASETS nor LVIS.")
@@ -160,6 +164,14 @@ def annotation_files(cfg: CfgNode) -> List[Path]:
             raise InputError(f"{path}: there is no such file; it should hold the annotations of {name}.")
         files.append(Path(path))
     return files
+
+
+def _files_at(path: str, name: str) -> List[Path]:
+    """Return a file itself, or the files in a folder, in whose folders only images are."""
+    found = Path(path)
+    if not found.exists():
+        raise InputError(f"{path}: there is no such file or folder; it should hold the data set {name}.")
+    return sorted(file for file in found.iterdir() if file.is_file()) if found.is_dir() else [found]
 
 
 def changed_keys(cfg: CfgNode) -> Dict[str, Any]:

@@ -17,6 +17,8 @@ KINDS = {
     "classification": "accuracy",
     "sem_seg": "segmentation",
 }
+#: Kinds whose metrics are no average precision.
+NOT_AP = ("classification", "sem_seg")
 NOT_RUN = "not run"
 NOT_EXPRESSIBLE = "not expressible"
 ABSENT = "n/a"
@@ -74,7 +76,8 @@ def make_grids(table: Table, lines: Sequence[Line]) -> List[Grid]:
             numbers = [_cell_text(line, metric, source) for metric, source in columns]
             rows.append([line.row.label, *(column[i] for column in words_of.values()), *numbers])
         kind = group.split("-")[0]
-        title = f"{KINDS.get(kind, kind)} {'AP-fixed' if group.endswith('-fixed') else 'AP'}"
+        measure = "" if kind in NOT_AP else " AP-fixed" if group.endswith("-fixed") else " AP"
+        title = f"{KINDS.get(kind, kind)}{measure}"
         grids.append(Grid(title, header + [(metric.split("/")[1], source) for metric, source in columns], rows))
     return grids
 
