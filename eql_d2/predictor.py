@@ -17,6 +17,7 @@ from eql_d2.config import choose_device, load_config
 from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.errors import InputError
+from eql_d2.run_folder import RunFolder
 
 
 class Predictor:
@@ -107,7 +108,7 @@ class Predictor:
 
 def _use_counts_beside_weights(cfg: CfgNode) -> None:
     """Register the config's data sets; where they are absent, take the counts that training left with the weights."""
-    beside = Path(cfg.MODEL.WEIGHTS).parent / "category_frequency.json"
+    beside = RunFolder(Path(cfg.MODEL.WEIGHTS).parent).frequency_file
     try:
         register_from_config(cfg)
     except InputError:

@@ -8,8 +8,9 @@ from eql_d2.analysis.ap import ap
 from eql_d2.analysis.cap import ap_cap
 from eql_d2.analysis.passes import Pass, pass_over
 from eql_d2.analysis.produced import ANALYSES, Produced
-from eql_d2.analysis.runs import open_runs
+from eql_d2.analysis.trained_model import open_models
 from eql_d2.errors import InputError
+from eql_d2.run_folder import FINAL_WEIGHTS
 
 #: Analyses of what the regions of a data set say; they share one pass.
 OF_REGIONS: Dict[str, Callable[..., Produced]] = {
@@ -35,7 +36,7 @@ def analyze(
     max_images: int = 0,
     dataset: Optional[str] = None,
     device: Optional[str] = None,
-    weights: str = "model_final.pth",
+    weights: str = FINAL_WEIGHTS,
 ) -> List[Produced]:
     """Analyse finished runs; write tables (CSV) and figures (PNG, SVG) to a folder.
 
@@ -60,7 +61,7 @@ def analyze(
             an unknown data set.
     """
     chosen = _chosen(only)
-    opened = open_runs(runs, names, weights, device)
+    opened = open_models(runs, names, weights, device)
     if dataset is not None:
         for run in opened:
             run.dataset(dataset)

@@ -8,7 +8,7 @@ import numpy as np
 
 from eql_d2.analysis.figures import AP_TITLES, capitalized, group_labels, nan_tensor
 from eql_d2.analysis.produced import Produced, write_tables
-from eql_d2.analysis.runs import AP_COLUMNS, Run
+from eql_d2.analysis.trained_model import AP_COLUMNS, TrainedModel
 from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.errors import InputError
@@ -18,7 +18,7 @@ from eql_d2.plotting import bar_style, panels, save, style
 MOST_CHANGED = 10
 
 
-def read_ap(runs: Sequence[Run], dataset: Optional[str], categories: CategoryTable) -> Dict[str, Any]:
+def read_ap(runs: Sequence[TrainedModel], dataset: Optional[str], categories: CategoryTable) -> Dict[str, Any]:
     """Return the AP that evaluation wrote.
 
     Args:
@@ -38,9 +38,14 @@ def read_ap(runs: Sequence[Run], dataset: Optional[str], categories: CategoryTab
     for run in runs:
         run.evaluated_dataset(dataset)
         tables[run.name] = rows = run.category_ap(dataset)
+        if not rows:
+            raise InputError(
+                f"{run.category_file(dataset)}: there is no such file; {run.name} was evaluated on "
+                f"{', '.join(run.evaluations())}."
+            )
         if len(rows) != len(categories):
             raise InputError(
-                f"{run.folder / 'inference' / dataset} has AP of {len(rows)} categories, but the model has "
+                f"{run.inference_folder(dataset)} has AP of {len(rows)} categories, but the model has "
                 f"{len(categories)}; evaluate it again."
             )
     columns = [c for c in AP_COLUMNS if all(c in row for rows in tables.values() for row in rows)]
@@ -106,7 +111,9 @@ def change_rows(rows: Sequence[CategoryRow], column: str) -> List[CategoryRow]:
     return [{k: v for k, v in row.items() if k != key} for row in found]
 
 
-def ap(runs: Sequence[Run], categories: CategoryTable, folder: Path, dataset: Optional[str] = None) -> Produced:
+def ap(
+    runs: Sequence[TrainedModel], categories: CategoryTable, folder: Path, dataset: Optional[str] = None
+) -> Produced:
     """AP against training images with the means of the groups, and the categories that changed most."""
     read = read_ap(runs, dataset, categories)
     column = next(iter(read["ap"]))

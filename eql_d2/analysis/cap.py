@@ -8,13 +8,12 @@ from detectron2.data import MetadataCatalog
 
 from eql_d2.analysis.figures import AP_TITLES, capitalized, group_labels
 from eql_d2.analysis.produced import Produced, write_tables
-from eql_d2.analysis.runs import Run
+from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.data.registration import open_table
 from eql_d2.evaluation.backends import evaluate_results
 from eql_d2.plotting import panels, save, style
-from eql_d2.run_folder import results_file
 
 FIXED = "fixed"
 
@@ -25,7 +24,7 @@ def caps(detections_per_image: int) -> List[int]:
     return [cap for cap in steps if cap < detections_per_image] + [detections_per_image]
 
 
-def cap_rows(run: Run, dataset: str, iou_type: str) -> List[CategoryRow]:
+def cap_rows(run: TrainedModel, dataset: str, iou_type: str) -> List[CategoryRow]:
     """Evaluate the detections that a run left, under each cap.
 
     Args:
@@ -45,7 +44,7 @@ def cap_rows(run: Run, dataset: str, iou_type: str) -> List[CategoryRow]:
     labels = open_table(metadata.json_file).contiguous_ids
     options: Dict[str, Any] = {
         "annotations": metadata.json_file,
-        "results": str(results_file(run.folder, dataset)),
+        "results": str(run.detections_file(dataset)),
         "iou_type": iou_type,
         "backend": run.cfg.MODEL.LONG_TAIL.EVALUATOR,
         "protocol": metadata.evaluator_type,
@@ -63,7 +62,9 @@ def cap_rows(run: Run, dataset: str, iou_type: str) -> List[CategoryRow]:
     return rows
 
 
-def ap_cap(runs: Sequence[Run], categories: CategoryTable, folder: Path, dataset: Optional[str] = None) -> Produced:
+def ap_cap(
+    runs: Sequence[TrainedModel], categories: CategoryTable, folder: Path, dataset: Optional[str] = None
+) -> Produced:
     """AP of all categories and of each group against the cap on the detections of an image, and AP-fixed."""
     name = runs[0].evaluated_dataset(dataset)
     for run in runs:

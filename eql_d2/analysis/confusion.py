@@ -9,7 +9,7 @@ from torch import Tensor
 from eql_d2.analysis.curves import pass_note
 from eql_d2.analysis.passes import Pass
 from eql_d2.analysis.produced import Produced, write_tables
-from eql_d2.analysis.runs import Run
+from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.data.groups import GROUP_NAMES, GROUPS
 from eql_d2.plotting import panels, save
@@ -92,7 +92,9 @@ def prediction_rows(run: str, confusion: Tensor, categories: CategoryTable, kind
     return rows
 
 
-def confusion(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
+def confusion(
+    runs: Sequence[TrainedModel], passes: Sequence[Pass], categories: CategoryTable, folder: Path
+) -> Produced:
     """What the proposals of each group and category are taken for.
 
     "with background": the highest of the K + 1 scores; "classes only": the highest of the K classes'. Losses without a

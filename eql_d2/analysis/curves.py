@@ -11,9 +11,8 @@ from torch import Tensor
 from eql_d2.analysis.figures import nan_tensor, plot_by_category, smoothing_note
 from eql_d2.analysis.passes import Pass
 from eql_d2.analysis.produced import Produced, write_tables
-from eql_d2.analysis.runs import Run
+from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.categories import CategoryRow, CategoryTable
-from eql_d2.engine.gradient_hook import TRAINING_CSV
 from eql_d2.errors import InputError
 from eql_d2.modeling.regions import region_columns
 from eql_d2.plotting import panels, save
@@ -33,7 +32,7 @@ def pass_note(passes: Sequence[Pass]) -> str:
 
 
 def _region_table(
-    runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, columns: Sequence[str]
+    runs: Sequence[TrainedModel], passes: Sequence[Pass], categories: CategoryTable, columns: Sequence[str]
 ) -> List[CategoryRow]:
     rows: List[CategoryRow] = []
     for run, one in zip(runs, passes):
@@ -43,7 +42,9 @@ def _region_table(
     return rows
 
 
-def gradients(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
+def gradients(
+    runs: Sequence[TrainedModel], passes: Sequence[Pass], categories: CategoryTable, folder: Path
+) -> Produced:
     """Mean gradient norm of positive and of negative samples (EQL, arXiv 2003.05176, Figure 1).
 
     One row for each run, stage and category: regions, and the mean L2 norm of the gradient of the category's classifier
@@ -65,7 +66,9 @@ def gradients(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryT
     )
 
 
-def probabilities(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
+def probabilities(
+    runs: Sequence[TrainedModel], passes: Sequence[Pass], categories: CategoryTable, folder: Path
+) -> Produced:
     """Mean predicted probability of a category over its positive proposals (EQL, Figure 2)."""
     figure, axes = panels(1)
     series = [(run.name, one.statistics[0].means()["mean_probability"]) for run, one in zip(runs, passes)]
@@ -82,7 +85,9 @@ def probabilities(runs: Sequence[Run], passes: Sequence[Pass], categories: Categ
     )
 
 
-def gradient_ratio(runs: Sequence[Run], passes: Sequence[Pass], categories: CategoryTable, folder: Path) -> Produced:
+def gradient_ratio(
+    runs: Sequence[TrainedModel], passes: Sequence[Pass], categories: CategoryTable, folder: Path
+) -> Produced:
     """Accumulated gradient of positive over that of negative samples (EQL v2, arXiv 2012.08548, Figure 1).
 
     One row for each run, stage and category. ``gradient_ratio`` is of the pass, with the trained weights standing
@@ -121,13 +126,13 @@ def gradient_ratio(runs: Sequence[Run], passes: Sequence[Pass], categories: Cate
     )
 
 
-def logged_ratio(run: Run, num_classes: int) -> Optional[Tensor]:
+def logged_ratio(run: TrainedModel, num_classes: int) -> Optional[Tensor]:
     """Return the first stage's gradient ratio that the training hook wrote, float64 ``[K]``; ``None`` without it.
 
     Raises:
         InputError: if the file is none of the hook's.
     """
-    path = run.folder / TRAINING_CSV
+    path = run.gradients_file
     if not path.is_file():
         return None
     with path.open(newline="") as file:
@@ -140,7 +145,7 @@ def logged_ratio(run: Run, num_classes: int) -> Optional[Tensor]:
         raise InputError(f"{path} is no table of {num_classes} classes as training writes it ({error!r}).") from None
 
 
-def weight_norms(run: Run) -> List[Tensor]:
+def weight_norms(run: TrainedModel) -> List[Tensor]:
     """Return the L2 norm of each class's weights in the last layer, float64 ``[K]`` for each stage (BAGS, Figure 1).
 
     Factors that LWS learnt (``cls_scale``) are part of the weights.
@@ -160,15 +165,15 @@ def weight_norms(run: Run) -> List[Tensor]:
         norm = weight.norm(dim=1) if scale is None else weight.norm(dim=1) * scale.double().abs()
         if len(norm) < num_classes:
             raise InputError(
-                f"{run.checkpoint}: {key} has {len(norm)} rows, but MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}."
+                f"{run.weights}: {key} has {len(norm)} rows, but MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}."
             )
         norms.append(norm[:num_classes])
     if not norms:
-        raise InputError(f"{run.checkpoint} has no roi_heads.box_predictor.cls_score.weight; it is no detector's.")
+        raise InputError(f"{run.weights} has no roi_heads.box_predictor.cls_score.weight; it is no detector's.")
     return norms
 
 
-def weights(runs: Sequence[Run], categories: CategoryTable, folder: Path) -> Produced:
+def weights(runs: Sequence[TrainedModel], categories: CategoryTable, folder: Path) -> Produced:
     """L2 norm of each category's classifier weights (BAGS, arXiv 2006.10408), from the checkpoints alone."""
     rows: List[CategoryRow] = []
     norms: Dict[str, List[Tensor]] = {run.name: weight_norms(run) for run in runs}

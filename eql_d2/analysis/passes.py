@@ -10,10 +10,11 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from eql_d2.analysis.runs import Run
+from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.build import check_num_classes, long_tail_dataset_dicts
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.mapper import LongTailDatasetMapper
+from eql_d2.engine.trainer import load_trained_model
 from eql_d2.errors import InputError
 from eql_d2.losses import ClassifierLoss
 from eql_d2.modeling.box_predictor import box_predictors
@@ -38,7 +39,7 @@ class Pass:
     state_ratio: Optional[Tensor]
 
 
-def pass_over(run: Run, dataset: Optional[str] = None, max_images: int = 0) -> Pass:
+def pass_over(run: TrainedModel, dataset: Optional[str] = None, max_images: int = 0) -> Pass:
     """Run a trained model over a data set with the regions that training would sample, and sum up what they say.
 
     Proposals are labelled and sampled as in training (``label_and_sample_proposals``: ground truth boxes are among
@@ -55,19 +56,17 @@ def pass_over(run: Run, dataset: Optional[str] = None, max_images: int = 0) -> P
         InputError: for a checkpoint that is missing or does not fit, a data set that is unknown, has no annotations or
             other categories, or a model without a box predictor of this package.
     """
-    from eql_d2.engine.trainer import load_trained_model
-
     if max_images < 0:
         raise InputError(f"--max-images is {max_images}; it must be 0 (all) or more.")
     dataset = run.dataset(dataset)
-    _ = run.checkpoint  # a missing file is worth an answer before a data set is read
+    run.check_weights()  # a missing file is worth an answer before a data set is read
     cfg = _analysis_config(run.cfg, dataset)
     loader = _loader(cfg, dataset, max_images)
     model = load_trained_model(cfg, resume=False, purpose="Analysis")
     predictors = [predictor for _, predictor in box_predictors(model)]
     if not predictors:
         raise InputError(
-            f"{run.folder / 'config.yaml'}: MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME!r}, whose box predictor "
+            f"{run.config_file}: MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME!r}, whose box predictor "
             f"is not of this package; there are LongTailStandardROIHeads, LongTailRes5ROIHeads and "
             f"LongTailCascadeROIHeads."
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eql_d2.analysis.produced import Produced, write_tables
-from eql_d2.analysis.runs import Run
+from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.categories import CategoryRow, CategoryTable
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.losses.eql import exponential_weight, gompertz_weight, threshold_weight
@@ -33,13 +33,13 @@ def weight_values(frequency: Tensor, settings) -> Dict[str, Tensor]:
     }
 
 
-def threshold_of(run: Run) -> Optional[float]:
+def threshold_of(run: TrainedModel) -> Optional[float]:
     """Return lambda of the run's own loss (EQL, SEQL, DropLoss), ``None`` for a loss without a threshold."""
     node = run.cfg.MODEL.LONG_TAIL
     return node.get(node.LOSS, {}).get("LAMBDA")
 
 
-def weight_functions(runs: Sequence[Run], categories: CategoryTable, folder: Path) -> Produced:
+def weight_functions(runs: Sequence[TrainedModel], categories: CategoryTable, folder: Path) -> Produced:
     """T(f) with the settings of the first run of EQL, or the defaults, over a range of frequencies and by category.
 
     The range ends at one and a half times the largest frequency at which a function is above a thousandth.
@@ -95,7 +95,7 @@ def tail_ratio_steps(frequency: CategoryFrequency) -> List[CategoryRow]:
     ]
 
 
-def tail_ratio(runs: Sequence[Run], categories: CategoryTable, folder: Path) -> Produced:
+def tail_ratio(runs: Sequence[TrainedModel], categories: CategoryTable, folder: Path) -> Produced:
     """TR(lambda) of the first run's training set, with the thresholds of the runs' losses marked."""
     frequency = categories.frequency
     rows = tail_ratio_steps(frequency)

@@ -21,6 +21,7 @@ from eql_d2.evaluation.loop import with_progress
 from eql_d2.losses import LogitStatistics, RunningLogitStatistics
 from eql_d2.modeling.box_predictor import box_predictors
 from eql_d2.modeling.build import statistics_file
+from eql_d2.run_folder import RunFolder
 
 
 def calibrate_parser() -> ArgumentParser:
@@ -67,7 +68,7 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     else:
         loader = _thinned(Trainer.build_test_loader(cfg, dataset), args.max_images)
         statistics = collect_logit_statistics(model, loader)
-    output = Path(args.output or Path(cfg.OUTPUT_DIR) / "logit_statistics.pth")
+    output = Path(args.output or RunFolder(cfg.OUTPUT_DIR).statistics_file)
     files = [statistics_file(str(output), stage) for stage in range(len(statistics))]
     if comm.is_main_process():
         output.parent.mkdir(parents=True, exist_ok=True)

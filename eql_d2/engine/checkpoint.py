@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 
 from eql_d2.engine.protocol import check_start, drop_classifier
 from eql_d2.errors import InputError
+from eql_d2.files import whole_file, write_whole
 
 
 class LongTailCheckpointer(DetectionCheckpointer):
@@ -38,15 +39,12 @@ class LongTailCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        _replace(path, lambda temporary: torch.save(data, temporary))
+        with whole_file(path) as file:
+            torch.save(data, file)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        def write(temporary: str) -> None:
-            with open(temporary, "w") as file:
-                file.write(last_filename_basename)
-
-        _replace(os.path.join(self.save_dir, "last_checkpoint"), write)
+        write_whole(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None):
         """Same as ``DetectionCheckpointer.load``.
@@ -80,16 +78,6 @@ class LongTailCheckpointer(DetectionCheckpointer):
         if self.require_classifier and incompatible.incorrect_shapes:
             raise InputError(_describe_shapes(incompatible.incorrect_shapes))
         return incompatible
-
-
-def _replace(path: str, write) -> None:
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def _describe_shapes(shapes: Iterable) -> str:

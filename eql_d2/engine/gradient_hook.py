@@ -1,6 +1,5 @@
 """Gradient statistics of each category, accumulated while a model trains."""
 
-from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from detectron2.config import CfgNode
@@ -14,9 +13,7 @@ from eql_d2.errors import InputError
 from eql_d2.evaluation.report import write_category_csv
 from eql_d2.modeling.box_predictor import box_predictors
 from eql_d2.modeling.regions import Watcher, region_rows
-
-#: What the hook writes to ``OUTPUT_DIR``.
-TRAINING_CSV = "training_gradients.csv"
+from eql_d2.run_folder import RunFolder
 
 
 class GradientHook(HookBase):
@@ -76,7 +73,7 @@ class GradientHook(HookBase):
             frequency = category_frequency(names, self._cfg.MODEL.LONG_TAIL.FREQUENCY)
             self._categories = CategoryTable.of_dataset(frequency, names)
         rows = region_rows(self.statistics, self._categories)
-        write_category_csv(rows, Path(self._cfg.OUTPUT_DIR) / TRAINING_CSV)
+        write_category_csv(rows, RunFolder(self._cfg.OUTPUT_DIR).gradients_file)
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the sums of each stage; they are those of all ranks, the same on each."""

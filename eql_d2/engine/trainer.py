@@ -1,25 +1,18 @@
 """The trainer behind tools/train_net.py."""
 
-import json
 import logging
-import math
-import os
-import platform
-import weakref
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any, Dict
+from functools import partial
+from typing import Any, Dict, List
+from unittest.mock import patch
 
-import detectron2
 import torch
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
-from detectron2.engine.train_loop import TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model, defaults, hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
-import eql_d2
-import eql_d2.modeling
+import eql_d2.modeling  # noqa: F401  (registers the heads)
 from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.classification import is_classification_set
@@ -29,7 +22,7 @@ from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.protocol import check_protocol, freeze
 from eql_d2.errors import InputError
 from eql_d2.evaluation import build_evaluator, evaluate
-from eql_d2.losses import ClassifierLoss
+from eql_d2.run_folder import RunFolder, describe_experiment
 
 logger = logging.getLogger("detectron2.eql_d2")
 
@@ -54,24 +47,13 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg):
-        # As DefaultTrainer.__init__, which wraps the model for a GPU only and fixes the checkpointer's class.
-        TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-        ddp_arguments = {} if on_gpu else {"device_ids": None}
-        model = create_ddp_model(model, broadcast_buffers=False, **ddp_arguments)
-        autocast = AMPTrainer if on_gpu else CPUAutocastTrainer
-        step = autocast if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, data_loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+        # Detectron2's constructor names these classes itself, where no method can be overridden.
+        own: Dict[str, Any] = {"DetectionCheckpointer": LongTailCheckpointer}
+        if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+            own["create_ddp_model"] = partial(create_ddp_model, device_ids=None)
+            own["AMPTrainer"] = CPUAutocastTrainer
+        with patch.multiple(defaults, **own):
+            super().__init__(cfg)
 
     def resume_or_load(self, resume: bool = True):
         """Same as ``DefaultTrainer.resume_or_load``; a checkpoint to resume from must fit the model in every shape.
@@ -100,12 +82,27 @@ class Trainer(DefaultTrainer):
     def train(self):
         """Train, and evaluate as ``TEST.EVAL_PERIOD`` says and at the end; metrics go to ``results.json`` too."""
         if comm.is_main_process():
-            category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY).save(
-                Path(self.cfg.OUTPUT_DIR) / "category_frequency.json"
-            )
+            frequency = category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY)
+            RunFolder(self.cfg.OUTPUT_DIR).write_frequency(frequency)
             log_experiment(self.cfg, self.model)
         super().train()
         return getattr(self, "_last_eval_results", None) or {}
+
+    def after_step(self):
+        """Call the hooks; before the last weights are written, see that they are numbers.
+
+        Raises:
+            FloatingPointError: if they are not: the training has diverged in its last step, after its loss was checked.
+        """
+        if self.iter + 1 == self.max_iter:
+            check_finite(self.model)
+        super().after_step()
+
+    def after_train(self):
+        """Call the hooks; Detectron2's evaluate even if the last iteration has raised, and must not."""
+        if self.iter < self.max_iter:
+            self._hooks: List[HookBase] = [hook for hook in self._hooks if not isinstance(hook, hooks.EvalHook)]
+        super().after_train()
 
     def build_hooks(self):
         ret = super().build_hooks()
@@ -138,8 +135,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         """Return the evaluator of a data set's kind; it writes to ``OUTPUT_DIR/inference/<data set>``."""
-        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return build_evaluator(cfg, dataset_name, output_folder)
+        output_folder = output_folder or RunFolder(cfg.OUTPUT_DIR).inference_folder(dataset_name)
+        return build_evaluator(cfg, dataset_name, str(output_folder))
 
     @classmethod
     def test(cls, cfg, model, evaluators=None) -> Dict[str, Any]:
@@ -155,7 +152,7 @@ class Trainer(DefaultTrainer):
         """
         results = cls._evaluate(cfg, model, evaluators or [cls.build_evaluator(cfg, n) for n in cfg.DATASETS.TEST])
         if comm.is_main_process():
-            write_results(cfg, model, results)
+            RunFolder(cfg.OUTPUT_DIR).write_results(describe_experiment(cfg, model), results)
         return results
 
     @classmethod
@@ -175,15 +172,28 @@ class Trainer(DefaultTrainer):
         logger.info("Running inference with test-time augmentation ...")
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
+        folder = RunFolder(cfg.OUTPUT_DIR)
         evaluators = [
-            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
-            for name in cfg.DATASETS.TEST
+            cls.build_evaluator(cfg, name, folder.inference_folder(name, augmented=True)) for name in cfg.DATASETS.TEST
         ]
         results = cls._evaluate(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         results = OrderedDict((f"{key}_TTA", value) for key, value in results.items())
         if comm.is_main_process():
-            write_results(cfg, model, results)
+            RunFolder(cfg.OUTPUT_DIR).write_results(describe_experiment(cfg, model), results)
         return results
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Check the parameters.
+
+    Raises:
+        FloatingPointError: naming the first that holds a NaN or an infinity.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(
+                f"{name} holds NaN or infinity after the last iteration: the training has diverged, it is not evaluated"
+            )
 
 
 def _share_batch_norm(model: torch.nn.Module) -> None:
@@ -199,55 +209,11 @@ def _share_batch_norm(model: torch.nn.Module) -> None:
                     torch.distributed.broadcast(buffer, src=0)
 
 
-def describe_experiment(cfg, model) -> Dict[str, Any]:
-    """Return what makes a number repeatable: the loss of each classifier with its settings, versions, seed."""
-    losses = [module.describe() for module in model.modules() if isinstance(module, ClassifierLoss)]
-    node = cfg.MODEL.LONG_TAIL
-    return {
-        "classifier_losses": losses,
-        "seed": cfg.SEED,
-        "max_iter": cfg.SOLVER.MAX_ITER,
-        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
-        "weights": cfg.MODEL.WEIGHTS,
-        "trainable": node.TRAINABLE,
-        "init_classifier": node.INIT_CLASSIFIER,
-        "tau": node.TAU_NORM.TAU,
-        "calibration": {"name": node.CALIBRATION.NAME, **node.CALIBRATION.get(node.CALIBRATION.NAME, {})},
-        "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "versions": {
-            "eql_d2": eql_d2.__version__,
-            "detectron2": detectron2.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
 def log_experiment(cfg, model) -> None:
     """Log the classifier's loss, its settings, and how many classes it treats as tail."""
     for i, described in enumerate(describe_experiment(cfg, model)["classifier_losses"]):
         words = ", ".join(f"{key}={value}" for key, value in described.items())
         logger.info("Classifier loss%s: %s", f" of stage {i}" if i else "", words)
-
-
-def write_results(cfg, model, results: Dict[str, Any]) -> None:
-    """Merge ``results`` into ``OUTPUT_DIR/results.json``, beside the description of the experiment."""
-    path = Path(cfg.OUTPUT_DIR) / "results.json"
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    content["experiment"] = describe_experiment(cfg, model)
-    if torch.cuda.is_available():
-        content["experiment"]["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    content.setdefault("results", {}).update(_without_nan(results))
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False))
-    temporary.replace(path)
-
-
-def _without_nan(results: Any) -> Any:
-    """Return nested metrics with ``None`` for NaN, a group without ground truth: NaN is no json."""
-    if isinstance(results, dict):
-        return {key: _without_nan(value) for key, value in results.items()}
-    return None if isinstance(results, float) and math.isnan(results) else results
 
 
 def load_trained_model(cfg, resume: bool, purpose: str) -> torch.nn.Module:

@@ -17,7 +17,7 @@ from eql_d2.engine.launch import argument_parser
 from eql_d2.engine.setup import setup
 from eql_d2.engine.trainer import run
 from eql_d2.errors import InputError
-from eql_d2.experiments.jobs import has_finished
+from eql_d2.run_folder import RunFolder
 
 
 def two_stage_parser() -> ArgumentParser:
@@ -46,7 +46,7 @@ def stage_arguments(args: Namespace) -> List[Namespace]:
     folders = [Path(load_config(config, args.opts).OUTPUT_DIR) for config in configs]
     if os.path.abspath(folders[0]) == os.path.abspath(folders[1]):
         folders = [folders[0] / "stage1", folders[1] / "stage2"]
-    weights = ["MODEL.WEIGHTS", str(folders[0] / "model_final.pth")]
+    weights = ["MODEL.WEIGHTS", str(RunFolder(folders[0]).weights)]
     stages = []
     for config, folder, opts in zip(configs, folders, ([], weights)):
         stage = copy.copy(args)
@@ -58,7 +58,7 @@ def stage_arguments(args: Namespace) -> List[Namespace]:
 
 def is_finished(folder: Path) -> bool:
     """Return whether a training has written its last weights and evaluated them; the same answer on every process."""
-    return comm.all_gather(has_finished(folder))[0]
+    return comm.all_gather(RunFolder(folder).has_finished())[0]
 
 
 def train_two_stages(args: Namespace) -> Dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from typing import Optional, Union
 
 from detectron2.config import CfgNode
@@ -21,7 +20,7 @@ _EVALUATORS = {"lvis": LVISEvaluator, "coco": COCOEvaluator}
 
 
 def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_dir: Optional[str] = None, frequency: Optional[CategoryFrequency] = None
+    cfg: CfgNode, dataset_name: str, output_dir: str, frequency: Optional[CategoryFrequency] = None
 ) -> Union[InstanceEvaluator, ClassificationEvaluator]:
     """Build the evaluator that a data set's metadata (``evaluator_type``) asks for.
 
@@ -32,7 +31,7 @@ def build_evaluator(
     Args:
         cfg: with ``MODEL.LONG_TAIL``.
         dataset_name: of a registered data set.
-        output_dir: where to write; ``OUTPUT_DIR/inference/<data set>`` by default.
+        output_dir: where to write.
         frequency: of the training set, for groups and training counts; counted in ``DATASETS.TRAIN`` or read from
             ``MODEL.LONG_TAIL.FREQUENCY`` if not given, left out if neither is there.
 
@@ -40,7 +39,6 @@ def build_evaluator(
         InputError: if the data set is of another kind, or ``AP_CAP`` is no number of detections.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     if kind == CLASSIFICATION:
         return ClassificationEvaluator(dataset_name, output_dir, frequency or _training_frequency(cfg))
     if kind not in _EVALUATORS:

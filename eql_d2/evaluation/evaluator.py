@@ -18,7 +18,14 @@ from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import Evaluation, choose_backend, evaluate_results
 from eql_d2.evaluation.instances import instances_to_results
-from eql_d2.evaluation.report import category_rows, format_metrics, metric_name, write_category_csv, write_category_json
+from eql_d2.evaluation.report import (
+    CATEGORY_TABLE,
+    category_rows,
+    format_metrics,
+    metric_name,
+    write_category_csv,
+    write_category_json,
+)
 from eql_d2.evaluation.results_file import first_record
 from eql_d2.evaluation.store import PredictionStore
 
@@ -194,8 +201,8 @@ class InstanceEvaluator(DatasetEvaluator):
                     protocol=self.protocol,
                 )
         rows = category_rows(evaluations, self._training_counts())
-        write_category_csv(rows, path.with_name("per_category_ap.csv"))
-        write_category_json(rows, path.with_name("per_category_ap.json"))
+        write_category_csv(rows, path.with_name(f"{CATEGORY_TABLE}.csv"))
+        write_category_json(rows, path.with_name(f"{CATEGORY_TABLE}.json"))
         logger.info("Results on %s in percent (%s):\n%s", self.dataset_name, self.backend, format_metrics(evaluations))
         results: Dict[str, Dict[str, float]] = OrderedDict()
         for (task, fixed), evaluation in evaluations.items():

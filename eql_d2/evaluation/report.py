@@ -14,6 +14,9 @@ from eql_d2.evaluation.metrics import format_value
 from eql_d2.files import write_whole
 from eql_d2.plotting import panels, save_figure
 
+#: Name of the per-category table, without the ending: it is written as CSV and json.
+CATEGORY_TABLE = "per_category_ap"
+
 
 def metric_name(name: str, fixed: bool) -> str:
     """Return the name of a metric beside its counterpart without the suffix: AP, AP-fixed."""

@@ -87,8 +87,7 @@ def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_thre
     torch.set_num_threads(os.cpu_count() or 1)
     predictors = []
     for job in jobs:
-        weights = str(job.output_dir / "model_final.pth")
-        predictors.append((job.name, Predictor(job.output_dir / "config.yaml", weights=weights)))
+        predictors.append((job.name, Predictor(job.folder.config_file, weights=str(job.folder.weights))))
     dataset_name = predictors[0][1].cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(dataset_name)
     records = DatasetCatalog.get(dataset_name)

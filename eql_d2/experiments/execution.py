@@ -17,9 +17,10 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
-from eql_d2.experiments.jobs import ROOT, has_finished, last_metrics, last_words
+from eql_d2.experiments.jobs import ROOT
 from eql_d2.experiments.plan import PlannedRun, code_digest
 from eql_d2.files import write_whole
+from eql_d2.run_folder import RunFolder
 
 STATE_FILE = "run.json"
 LOCK_FILE = "run.lock"
@@ -102,27 +103,25 @@ def _execute(
     tidy: bool,
     processes: Processes,
 ) -> Dict[str, Any]:
-    state = read_state(run.folder)
+    state, output = read_state(run.folder), RunFolder(run.folder)
     state.update(status=RUNNING, error=None, attempts=state.get("attempts", 0) + 1, started=_now())
     state.update(machine=describe_machine(), commit=current_commit())
     seconds_before = state.get("seconds", 0.0)
     start = time.monotonic()
     _write_state(run.folder, state)
     for command in commands:
-        code, peak = processes.wait(start_process(command, run.folder / "console.txt"))
+        code, peak = processes.wait(start_process(command, output.console_file))
         state["seconds"] = seconds_before + time.monotonic() - start
         state["peak_memory_mib"] = max(peak, state.get("peak_memory_mib", 0.0))
         if code:
             # A training that was told to stop is not a failure: it goes on at its checkpoint.
             stopped = processes.stopped or code in _STOPPED
-            console = run.folder / "console.txt"
-            error = f"{last_words(console)} (exit status {code}, all of it in {console})"
+            error = f"{output.last_words()} (exit status {code}, all of it in {output.console_file})"
             state.update(status=INTERRUPTED if stopped else FAILED, error=error)
             _write_state(run.folder, state)
             return {"status": state["status"], "error": state["error"]}
         _write_state(run.folder, state)
-    content = json.loads((run.folder / "results.json").read_text())
-    append_record(results_file, _record(run, state, content))
+    append_record(results_file, _record(run, state, output.read_results()))
     if tidy:
         _delete_early_checkpoints(run.folder)
     state["status"] = FINISHED
@@ -211,7 +210,7 @@ def status_of(run: PlannedRun) -> Dict[str, Any]:
         return {"status": NOT_RUN}
     if state["status"] == RUNNING and not is_locked(run.folder):
         state["status"] = INTERRUPTED
-    metrics = last_metrics(run.folder)
+    metrics = RunFolder(run.folder).last_metrics()
     state["iteration"] = metrics["iteration"] + 1 if metrics else 0
     return state
 
@@ -244,7 +243,7 @@ def _write_state(folder: Path, state: Dict[str, Any]) -> None:
 
 
 def _delete_early_checkpoints(folder: Path) -> None:
-    if has_finished(folder):
+    if RunFolder(folder).has_finished():
         for path in folder.glob("model_*.pth"):
             if re.fullmatch(r"model_\d+\.pth", path.name):
                 path.unlink()

@@ -1,6 +1,5 @@
 """Running trainings in processes of their own, several at a time, with one progress line for all."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,41 +10,12 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 from eql_d2.config_files import configs_root
 from eql_d2.errors import InputError
+from eql_d2.run_folder import RunFolder
 
 #: The folder that ``configs`` lies in: the checkout, or the installed package.
 ROOT = configs_root().parent
 #: The words that start a training; a command of the package, so that an installed one needs no checkout.
 TRAIN = (sys.executable, "-m", "eql_d2", "train")
-
-
-def has_finished(output_dir: Path) -> bool:
-    """Return whether a training has written its last weights to ``output_dir`` and evaluated them.
-
-    Metrics that are older than the weights are of an evaluation in the course of the training.
-    """
-    weights, results = output_dir / "model_final.pth", output_dir / "results.json"
-    return weights.is_file() and results.is_file() and results.stat().st_mtime_ns >= weights.stat().st_mtime_ns
-
-
-def last_metrics(output_dir: Path) -> Optional[Dict]:
-    """Return the last line of ``metrics.json`` that training wrote, ``None`` before the first."""
-    path = output_dir / "metrics.json"
-    if not path.is_file():
-        return None
-    lines = [line for line in path.read_text().splitlines() if "total_loss" in line]
-    return json.loads(lines[-1]) if lines else None
-
-
-def last_words(console: Path) -> str:
-    """Return the line of a log that says what went wrong: the last error that a tool names, else the last line.
-
-    Of a log of several commands, each begun by a line ``$ COMMAND``, only what the last one said.
-    """
-    lines = [line.strip() for line in console.read_text(errors="replace").splitlines() if line.strip()]
-    commands = [place for place, line in enumerate(lines) if line.startswith("$ ")]
-    lines = lines[commands[-1] + 1 :] if commands else lines
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it said nothing"])[-1]
 
 
 @dataclass
@@ -74,11 +44,12 @@ class Job:
     @property
     def results(self) -> Optional[Dict]:
         """What ``results.json`` holds, ``None`` until the run has finished."""
-        return json.loads((self.output_dir / "results.json").read_text()) if has_finished(self.output_dir) else None
+        return self.folder.read_results() if self.folder.has_finished() else None
 
-    def progress(self) -> Optional[Dict]:
-        """See :func:`last_metrics`."""
-        return last_metrics(self.output_dir)
+    @property
+    def folder(self) -> RunFolder:
+        """What is in ``output_dir``."""
+        return RunFolder(self.output_dir)
 
 
 def run_jobs(
@@ -139,12 +110,12 @@ def threads_per_job(jobs: int) -> str:
 def _start(job: Job, threads: str) -> subprocess.Popen:
     job.output_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, **job.environment}
-    with open(job.output_dir / "console.txt", "ab") as console:
+    with open(job.folder.console_file, "ab") as console:
         return subprocess.Popen(job.command(), stdout=console, stderr=subprocess.STDOUT, env=environment)
 
 
 def _progress_line(job: Job) -> str:
-    metrics = job.progress()
+    metrics = job.folder.last_metrics()
     if metrics is None:
         return f"{job.name}: starting"
     eta = f", {metrics['eta_seconds']:.0f} s left" if "eta_seconds" in metrics else ""
@@ -152,5 +123,4 @@ def _progress_line(job: Job) -> str:
 
 
 def _last_words(job: Job) -> str:
-    console = job.output_dir / "console.txt"
-    return f"{job.name} failed: {last_words(console)} (all of it in {console})"
+    return f"{job.name} failed: {job.folder.last_words()} (all of it in {job.folder.console_file})"

@@ -15,6 +15,7 @@ from eql_d2.data.builtin import LVIS_JSON_FILES, data_root, resolve_path
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import TRAIN
 from eql_d2.experiments.spec import PREPARATION_SEED, Table, TableRow
+from eql_d2.run_folder import RunFolder
 
 PACKAGE = Path(eql_d2.__file__).resolve().parent
 #: The words that start the collection of logit statistics.
@@ -94,7 +95,7 @@ class PlannedRun:
         """Path of the weights that the run leaves, or, if it only evaluates, that it evaluated."""
         if self.row.action == "evaluate":
             return self.parent.weights if self.parent else self.cfg.MODEL.WEIGHTS
-        return str(self.folder / "model_final.pth")
+        return str(RunFolder(self.folder).weights)
 
     def commands(self, num_gpus: int = 0) -> List[List[str]]:
         """Return the command lines, to be run one after the other; run again, they go on where they were stopped.
@@ -111,7 +112,7 @@ class PlannedRun:
             return [[*TRAIN, *flags, "--resume", *opts]]
         commands = []
         if self.row.calibrate:
-            statistics = str(folder / "logit_statistics.pth")
+            statistics = str(RunFolder(folder).statistics_file)
             commands.append([*CALIBRATE, *flags, "--output", statistics, *opts])
             opts = [*opts, "MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS", statistics]
         return [*commands, [*TRAIN, *flags, "--eval-only", *opts]]

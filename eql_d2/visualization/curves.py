@@ -4,13 +4,13 @@ import io
 from typing import List, Sequence, Tuple
 
 from eql_d2.plotting import style
+from eql_d2.run_folder import RunFolder
 from eql_d2.visualization.page import Html, data_uri, tag
-from eql_d2.visualization.runs import Run
 
 _EVALUATED = ("AP", "APr", "APc", "APf")
 
 
-def curve_keys(runs: Sequence[Run]) -> List[str]:
+def curve_keys(runs: Sequence[RunFolder]) -> List[str]:
     """Return what to draw: the total loss, each loss, the learning rate, and AP if it was measured more than once."""
     keys = sorted(set().union(*(run.metric_keys() for run in runs)))
     losses = [key for key in keys if key.rsplit("/", 1)[-1].startswith("loss_")]
@@ -23,16 +23,16 @@ def curve_keys(runs: Sequence[Run]) -> List[str]:
     return chosen
 
 
-def _is_repeated(runs: Sequence[Run], key: str) -> bool:
+def _is_repeated(runs: Sequence[RunFolder], key: str) -> bool:
     return any(len(run.series(key)) > 1 for run in runs)
 
 
-def curves(runs: Sequence[Run]) -> Html:
+def curves(runs: Sequence[RunFolder]) -> Html:
     """Return a figure for each of :func:`curve_keys`, with a line for each run."""
     return tag("div", *(_figure(runs, key) for key in curve_keys(runs)), class_="plots")
 
 
-def _figure(runs: Sequence[Run], key: str) -> Html:
+def _figure(runs: Sequence[RunFolder], key: str) -> Html:
     series = [(run.name, run.series(key)) for run in runs]
     series = [(name, points) for name, points in series if points]
     described = [

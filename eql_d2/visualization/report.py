@@ -12,7 +12,7 @@ import numpy as np
 import eql_d2
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
-from eql_d2.run_folder import results_file
+from eql_d2.run_folder import RunFolder, open_run_folders
 from eql_d2.visualization.comparison import Choice, compare, sort_comparisons
 from eql_d2.visualization.curves import curves
 from eql_d2.visualization.dataset import AnnotatedSet
@@ -32,7 +32,6 @@ from eql_d2.visualization.page import (
     tag,
 )
 from eql_d2.visualization.results import MEASURE, comparison_scene
-from eql_d2.visualization.runs import Run, read_runs
 from eql_d2.visualization.tables import (
     category_tables,
     datasets_of,
@@ -87,7 +86,7 @@ def write_report(
         raise InputError(f"--max-images {max_images}: give a positive number, or 0 for no images.")
     if output.is_dir():
         raise InputError(f"--output {output} is a folder; name a file, such as {output / 'report.html'}.")
-    read = read_runs(runs, names)
+    read = open_run_folders(runs, names)
     known = datasets_of(read)
     dataset = dataset or next(iter(known or read[0].cfg.DATASETS.TEST), "")
     sections: List[Tuple[str, str, Callable[[], Content]]] = [
@@ -126,13 +125,13 @@ def _guarded(make: Callable[[], Content], heading: str) -> Content:
         return tag("p", f"Left out: {error}", class_="note")
 
 
-def _training(runs: Sequence[Run]) -> Content:
+def _training(runs: Sequence[RunFolder]) -> Content:
     missing = [run.name for run in runs if not run.history]
     note = [tag("p", f"{', '.join(missing)}: there is no metrics.json.", class_="note")] if missing else []
     return join([*note, curves(runs)]) if len(missing) < len(runs) else join(note)
 
 
-def _analysis(runs: Sequence[Run], dataset: str, max_images: int, device: str) -> Content:
+def _analysis(runs: Sequence[RunFolder], dataset: str, max_images: int, device: str) -> Content:
     from eql_d2.analysis import analyze
 
     folders, names = [run.folder for run in runs], [run.name for run in runs]
@@ -164,11 +163,11 @@ def _produced(one) -> Html:
     return join(parts)
 
 
-def _images(runs: Sequence[Run], dataset: str, max_images: int) -> Content:
+def _images(runs: Sequence[RunFolder], dataset: str, max_images: int) -> Content:
     first = runs[0]
-    annotated = AnnotatedSet.from_config(first.cfg, dataset, first.folder / "category_frequency.json")
+    annotated = AnnotatedSet.from_config(first.cfg, dataset, first.frequency_file)
     annotated.require_annotations()
-    models = [Detections.read(results_file(run.folder, annotated.name), run.name, annotated) for run in runs]
+    models = [Detections.read(run.detections_file(annotated.name), run.name, annotated) for run in runs]
     choice = Choice()
     comparisons = list(compare(annotated, models, choice, annotated.order(None)))
     parts: List[Content] = [tag("p", f"Shown: {choice.describe()}. {MEASURE}"), legend()]

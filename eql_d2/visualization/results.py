@@ -6,7 +6,7 @@ from typing import Optional, Sequence
 
 from eql_d2.config import load_config
 from eql_d2.errors import InputError
-from eql_d2.run_folder import results_file, unique_names
+from eql_d2.run_folder import RunFolder, find_detections, unique_names
 from eql_d2.visualization.comparison import Choice, ImageComparison, compare, shown_objects, sort_comparisons
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.detections import Detections
@@ -72,7 +72,7 @@ def visualize_results(
         raise InputError("--max-images and --best take a positive number, or 0 for all and for the default.")
     annotated = _annotated_set(sources, config_file, dataset, annotations, images, opts)
     annotated.require_annotations()
-    files = [results_file(source, dataset or annotated.name) for source in sources]
+    files = [find_detections(source, dataset or annotated.name) for source in sources]
     named = zip(files, unique_names(list(sources), names))
     models = [Detections.read(path, name, annotated) for path, name in named]
     choice = Choice(best, conf_threshold, annotated.select(only))
@@ -123,12 +123,12 @@ def _annotated_set(
         if images is None:
             raise InputError("--annotations needs --images, the folder of the images.")
         return AnnotatedSet.from_files(annotations, images)
-    run = next((source for source in sources if (source / "config.yaml").is_file()), None)
+    run = next((run for run in map(RunFolder, sources) if run.config_file.is_file()), None)
     if not config_file and run is not None:
-        config_file = str(run / "config.yaml")
+        config_file = str(run.config_file)
     if not config_file and not dataset:
         raise InputError(
             "The data set of the results is not known: give --annotations and --images, --dataset or --config-file."
         )
-    frequency = run / "category_frequency.json" if run is not None else None
+    frequency = run.frequency_file if run is not None else None
     return AnnotatedSet.from_config(load_config(config_file, opts), dataset, frequency)

@@ -6,8 +6,8 @@ from eql_d2.config import flatten, get_cfg
 from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.evaluation.metrics import NOT_AVAILABLE
 from eql_d2.evaluation.report import count_column
+from eql_d2.run_folder import RunFolder
 from eql_d2.visualization.page import Content, Html, code, details, group_badge, join, table, tag
-from eql_d2.visualization.runs import Run
 
 _METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 _KINDS = {"segm": "Mask", "bbox": "Box"}
@@ -31,7 +31,7 @@ def difference(value: Optional[float], reference: Optional[float]) -> Optional[f
     return None if value is None or reference is None else value - reference
 
 
-def headline(runs: Sequence[Run]) -> Html:
+def headline(runs: Sequence[RunFolder]) -> Html:
     """Return the main result in one paragraph: mask (or box) AP of each run, and what it gains on the first."""
     sentences = []
     for dataset in datasets_of(runs):
@@ -48,12 +48,12 @@ def headline(runs: Sequence[Run]) -> Html:
     return tag("ul", *sentences) if sentences else tag("p", "No run was evaluated yet.", class_="note")
 
 
-def datasets_of(runs: Sequence[Run]) -> List[str]:
+def datasets_of(runs: Sequence[RunFolder]) -> List[str]:
     """Return the data sets that any of the runs was evaluated on, in order."""
     return list(dict.fromkeys(dataset for run in runs for dataset in run.results))
 
 
-def result_tables(runs: Sequence[Run]) -> Html:
+def result_tables(runs: Sequence[RunFolder]) -> Html:
     """Return a table for each data set and kind: a row for each run, then what each gains on the first."""
     tables = []
     for dataset in datasets_of(runs):
@@ -83,7 +83,7 @@ def _metric_table(caption: str, rows: Mapping[str, Mapping[str, Optional[float]]
     return table(caption + note, ["run", *columns], body)
 
 
-def experiment_table(runs: Sequence[Run]) -> Html:
+def experiment_table(runs: Sequence[RunFolder]) -> Html:
     """Return a table of the loss and its settings, the seed, the schedule and the versions of each run."""
     described = [_flat_experiment(run.experiment) for run in runs]
     keys = list(dict.fromkeys(key for one in described for key in one))
@@ -121,7 +121,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "none" if value == "" else str(value)
 
 
-def settings(runs: Sequence[Run]) -> Html:
+def settings(runs: Sequence[RunFolder]) -> Html:
     """Return the settings that differ between the runs, or of one run from the defaults; and all of them, folded."""
     leaves = [flatten(run.cfg) for run in runs]
     if len(runs) > 1:
@@ -143,7 +143,7 @@ def _value(value: Any) -> Html:
     return tag("code", repr(list(value) if isinstance(value, tuple) else value))
 
 
-def category_tables(runs: Sequence[Run], dataset: str) -> Html:
+def category_tables(runs: Sequence[RunFolder], dataset: str) -> Html:
     """Return which classes gained and lost most against the first run, and the AP of all classes, folded."""
     rows_of = {run.name: {row["name"]: row for row in run.category_ap(dataset)} for run in runs}
     rows_of = {name: rows for name, rows in rows_of.items() if rows}

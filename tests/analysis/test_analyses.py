@@ -10,7 +10,7 @@ from eql_d2.analysis import ANALYSES, Produced, analyze
 from eql_d2.analysis import ap as ap_module
 from eql_d2.analysis.confusion import PREDICTIONS, group_confusion, prediction_rows
 from eql_d2.analysis.figures import smoothed, window
-from eql_d2.analysis.runs import Run, open_runs
+from eql_d2.analysis.trained_model import TrainedModel, open_models
 from eql_d2.analysis.weighting import tail_ratio_steps, weight_values
 from eql_d2.config import get_cfg
 from eql_d2.data.categories import CategoryTable
@@ -153,8 +153,8 @@ def test_names_of_runs(lvis_folder):
     (lvis_folder / "a").mkdir()
     (lvis_folder / "b").mkdir()
     runs = [make_run(lvis_folder / parent, "run", lvis_folder) for parent in ("a", "b")]
-    assert [run.name for run in open_runs(runs)] == ["a/run", "b/run"]
-    assert [run.name for run in open_runs(runs, ["x", "y"])] == ["x", "y"]
+    assert [run.name for run in open_models(runs)] == ["a/run", "b/run"]
+    assert [run.name for run in open_models(runs, ["x", "y"])] == ["x", "y"]
 
 
 def test_contract():
@@ -205,7 +205,7 @@ def test_runs_evaluated_on_other_sets(lvis_folder):
 
 
 def test_state_of_an_open_run(lvis_folder):
-    run = Run.open(make_run(lvis_folder, "run", lvis_folder), "name", device="cpu")
+    run = TrainedModel(make_run(lvis_folder, "run", lvis_folder), "name", device="cpu")
     assert run.frequency.image_count.tolist() == [150, 120, 50, 5, 1] and run.evaluations() == []
     assert run.cfg.MODEL.DEVICE == "cpu" and Path(run.cfg.MODEL.WEIGHTS).name == "model_final.pth"
 

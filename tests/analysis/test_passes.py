@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from eql_d2.analysis.passes import collect, pass_over
-from eql_d2.analysis.runs import Run
+from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.build import build_train_loader
 from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.trainer import Trainer
@@ -19,7 +19,9 @@ from tests.engine.test_protocol import trained_weights
 
 def open_run(folder, weights, architecture="Mask-R-CNN-FPN", loss="SOFTMAX", *opts):
     cfg = tiny_config(folder, architecture, loss, "MODEL.WEIGHTS", str(weights), *opts)
-    return Run(folder, "run", cfg, weights.name)
+    run = TrainedModel(folder, "run", weights.name)
+    run.cfg = cfg
+    return run
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -25,12 +25,12 @@ def error_of(function, *args) -> str:
     return message
 
 
-def run_tiny(folder, *opts, eval_only=False):
+def run_tiny(folder, *opts, eval_only=False, resume=False):
     """Set up and run a tiny config as tools/train_net.py does, in this process."""
     path = folder / "tiny.yaml"
     path.write_text(tiny_config(folder).dump())
     args = argument_parser().parse_args(
-        ["--config-file", str(path)] + (["--eval-only"] if eval_only else []) + [str(opt) for opt in opts]
+        ["--config-file", str(path)] + ["--eval-only"] * eval_only + ["--resume"] * resume + [str(opt) for opt in opts]
     )
     return run(setup_run(args), args)
 

@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import AMPTrainer, SimpleTrainer, defaults
 from detectron2.engine.hooks import EvalHook, PeriodicWriter
 
 from eql_d2.data.builtin import register_from_config
-from eql_d2.engine.trainer import Trainer
+from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.trainer import CPUAutocastTrainer, Trainer
+from eql_d2.run_folder import RunFolder
 from tests.conftest import tiny_config
 from tests.engine.test_bad_input import run_tiny
 
@@ -67,3 +71,52 @@ def test_augmented_evaluation_comes_after_the_plain_one_on_every_rank(lvis_folde
             hook._func()
     assert order == ["plain", "augmented"]
     assert isinstance(trainer._hooks[-1], PeriodicWriter) == is_main
+
+
+@pytest.mark.parametrize("amp, step", [(False, SimpleTrainer), (True, CPUAutocastTrainer)])
+def test_detectron2_builds_the_trainer_from_our_classes(lvis_folder, amp, step):
+    cfg = tiny_config(lvis_folder, "Mask-R-CNN-FPN", "EQL", "SOLVER.AMP.ENABLED", amp)
+    register_from_config(cfg)
+    trainer = Trainer(cfg)
+    assert type(trainer._trainer) is step and type(trainer.checkpointer) is LongTailCheckpointer
+    # Detectron2's own names are as they were: another trainer in this process gets what it expects.
+    assert defaults.DetectionCheckpointer is DetectionCheckpointer and defaults.AMPTrainer is AMPTrainer
+
+
+def spoil(monkeypatch, iteration: int, in_the_loss: bool):
+    """Let a training diverge in one iteration: a NaN in the loss, or in what the optimizer's step leaves."""
+    run_step = SimpleTrainer.run_step
+
+    def spoiled(self):
+        if self.iter == iteration and in_the_loss:
+            next(self.model.parameters()).data.fill_(float("nan"))
+            loss = self.model.roi_heads.box_predictor.classifier_loss
+            loss.register_forward_hook(lambda module, args, output: output * float("nan"))
+        run_step(self)
+        if self.iter == iteration and not in_the_loss:
+            list(self.model.parameters())[-1].data.view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(SimpleTrainer, "run_step", spoiled)
+
+
+@pytest.mark.parametrize("in_the_loss", [True, False])
+def test_a_training_that_diverges_in_its_last_iteration_has_not_finished(lvis_folder, monkeypatch, in_the_loss):
+    evaluated = []
+    monkeypatch.setattr(Trainer, "_evaluate", classmethod(lambda *args: evaluated.append(args) or {}))
+    spoil(monkeypatch, 1, in_the_loss)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        run_tiny(lvis_folder, "SOLVER.MAX_ITER", 2, "TEST.AUG.ENABLED", True)
+    folder = RunFolder(lvis_folder / "output")
+    assert not evaluated and not folder.has_finished()
+    assert not folder.results_file.exists() and not folder.weights.exists()
+
+
+def test_after_a_divergence_the_last_checkpoint_is_gone_on_from(lvis_folder, monkeypatch):
+    options = ["SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1]
+    with monkeypatch.context() as patched:
+        spoil(patched, 2, False)
+        with pytest.raises(FloatingPointError, match="NaN or infinity after the last iteration"):
+            run_tiny(lvis_folder, *options)
+    assert (lvis_folder / "output" / "last_checkpoint").read_text() == "model_0000001.pth"
+    run_tiny(lvis_folder, *options, resume=True)
+    assert RunFolder(lvis_folder / "output").has_finished()

@@ -225,20 +225,19 @@ def test_build_evaluator(scene, tmp_path):
     name, ground_truth, detections = scene
     MetadataCatalog.get(name).evaluator_type = "lvis"
     cfg = get_cfg()
-    cfg.OUTPUT_DIR = str(tmp_path)
     cfg.TEST.DETECTIONS_PER_IMAGE = 9
     cfg.MODEL.LONG_TAIL.EVALUATOR = "lvis"
-    evaluator = build_evaluator(cfg, name)
+    evaluator = build_evaluator(cfg, name, str(tmp_path))
     assert type(evaluator) is LVISEvaluator and evaluator.backend == "lvis" and evaluator.tasks == ("bbox",)
     results = evaluate(Replay(detections), make_loader(ground_truth)[0], evaluator)
     assert_same(results, ground_truth, detections, ("bbox",), max_detections=9)
-    assert (tmp_path / "inference" / name / "lvis_instances_results.json").is_file()
+    assert (tmp_path / "lvis_instances_results.json").is_file()
     cfg.MODEL.LONG_TAIL.AP_FIXED = cfg.MODEL.MASK_ON = True
     cfg.TEST.DETECTIONS_PER_IMAGE = 1000
-    evaluator = build_evaluator(cfg, name)
+    evaluator = build_evaluator(cfg, name, str(tmp_path))
     assert evaluator.fixed and evaluator.max_detections == 300 and evaluator.tasks == ("bbox", "segm")
     with pytest.raises(InputError, match="evaluator_type None"):
-        build_evaluator(cfg, "never registered")
+        build_evaluator(cfg, "never registered", str(tmp_path))
 
 
 def test_coco_set(scene, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eql_d2.errors import InputError
-from eql_d2.run_folder import results_file, unique_names
+from eql_d2.run_folder import find_detections, unique_names
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.detections import Detections
 from tests.visualization.helpers import detection
@@ -91,11 +91,11 @@ def test_results_of_a_run_folder(tmp_path):
     (tmp_path / "inference/val").mkdir(parents=True)
     path = tmp_path / "inference/val/coco_instances_results.json"
     path.write_text("[]")
-    assert results_file(tmp_path, "val") == results_file(path, "other") == path
+    assert find_detections(tmp_path, "val") == find_detections(path, "other") == path
     with pytest.raises(InputError, match=r"no lvis_instances_results\.json in inference/other; it has results on val"):
-        results_file(tmp_path, "other")
+        find_detections(tmp_path, "other")
     with pytest.raises(InputError, match="no such results file or run folder"):
-        results_file(tmp_path / "absent", "val")
+        find_detections(tmp_path / "absent", "val")
 
 
 def test_names_tell_runs_apart(tmp_path):
