@@ -42,7 +42,7 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     run = commands.add_parser("run", parents=[shared], help="run what has not finished yet")
     run.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and those that they start from")
     run.add_argument("--dry-run", action="store_true", help="print every command and run none")
-    run.add_argument("--any-code", action="store_true", help="accept results that other code has measured")
+    run.add_argument("--rerun", action="store_true", help="run again what other code has measured")
     run.add_argument("--tidy", action="store_true", help="delete a run's early checkpoints when it has finished")
     run.add_argument("--launcher", choices=("local", "submitit"), default="local")
     run.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at a time")
@@ -114,7 +114,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             args.runs,
             args.results,
             only=args.only,
-            any_code=args.any_code,
+            rerun=args.rerun,
             report=lambda line: print(line, flush=True),
         )
         return 1 if failed else 0

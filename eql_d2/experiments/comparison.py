@@ -1,23 +1,18 @@
 """Numbers of a table: published, measured, their spread over seeds, and which differences the seeds support."""
 
-import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from scipy import stats
+
 from eql_d2.errors import InputError
-from eql_d2.experiments.execution import read_records
-from eql_d2.experiments.plan import PlannedRun, code_digest, runs_of
+from eql_d2.experiments.execution import provenance, read_records, records_of
+from eql_d2.experiments.plan import PlannedRun, runs_of
 from eql_d2.experiments.references import find_row, read_tables
 from eql_d2.experiments.spec import FIXED, Table, TableRow
 
-#: Two-sided 95% quantiles of Student's t distribution for 1, 2, ... degrees of freedom.
-_T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 #: How a column of the papers' tables is called here, by what the paper's table measures.
 _PUBLISHED_COLUMNS = {
     "mask": {"segm/AP": "AP", "segm/AP50": "AP50", "segm/AP75": "AP75", "bbox/AP": "APbbox"},
@@ -63,7 +58,7 @@ class Line:
         seeds: that have finished.
         seconds: mean wall time of a run.
         peak_memory_mib: largest peak of a run.
-        stale: whether a number comes from other code than this.
+        provenance: of the runs, as :func:`~eql_d2.experiments.execution.provenance` says it.
         error: the last error of a run that failed, empty if none did.
     """
 
@@ -72,15 +67,15 @@ class Line:
     seeds: Tuple[int, ...] = ()
     seconds: Optional[float] = None
     peak_memory_mib: Optional[float] = None
-    stale: bool = False
+    provenance: Tuple[str, ...] = ()
     error: str = ""
 
 
 def collect_lines(table: Table, results_file: Path, errors: Optional[Mapping[str, str]] = None) -> List[Line]:
     """Return the rows of a table with what was measured of them.
 
-    A record belongs to a run if config and seed are the same, and the data where the data is there; of several, the
-    one of this code is taken, else the newest.
+    A record belongs to a run if config, seed and start weights are the same, and the data where the data is there; of
+    several, the newest is taken.
 
     Args:
         table: the specification.
@@ -107,7 +102,7 @@ def collect_lines(table: Table, results_file: Path, errors: Optional[Mapping[str
                 seeds=tuple(seed for seed, _ in found),
                 seconds=statistics.fmean(record["seconds"] for _, record in found) if found else None,
                 peak_memory_mib=max((record["peak_memory_mib"] for _, record in found), default=None),
-                stale=any(record["code_digest"] != code_digest() for _, record in found),
+                provenance=tuple(provenance(record) for _, record in found),
                 error=(errors or {}).get(row.name, ""),
             )
         )
@@ -123,15 +118,12 @@ def _records_by_seed(row: TableRow, runs: Mapping, records: Sequence[Mapping]) -
 
 
 def best_record(run: PlannedRun, records: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
-    """Return the record of a run, ``None`` if there is none."""
-    fitting = [record for record in records if record["config_digest"] == run.config_digest]
+    """Return the newest record of a run, whatever its code, ``None`` if there is none."""
     try:
-        data = run.data_digest()
-        fitting = [record for record in fitting if record["data_digest"] == data]
-    except InputError:
-        pass  # the data is not here; the numbers still are
-    current = [record for record in fitting if record["code_digest"] == code_digest()]
-    return (current or fitting or [None])[-1]
+        fitting = records_of(run, records)
+    except InputError:  # the data is not here; the numbers still are
+        fitting = [record for record in records if record["config_digest"] == run.config_digest]
+    return (fitting or [None])[-1]
 
 
 def _compare_with_baseline(lines: Sequence[Line]) -> None:
@@ -154,14 +146,11 @@ def differs(first: Sequence[float], second: Sequence[float]) -> bool:
     """
     if min(len(first), len(second)) < 2:
         return False
-    errors = [statistics.variance(values) / len(values) for values in (first, second)]
-    gap = abs(statistics.fmean(first) - statistics.fmean(second))
-    if sum(errors) == 0:
-        return gap > 0
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (first, second)))
-    # Rounded down, which asks for more, never for less.
-    quantile = _T_95[min(max(int(freedom), 1), len(_T_95)) - 1]
-    return gap > quantile * math.sqrt(sum(errors))
+    if len({*first}) == len({*second}) == 1:  # no spread at all
+        return first[0] != second[0]
+    test = stats.ttest_ind(first, second, equal_var=False)
+    # The degrees of freedom rounded down, as in a printed table: that asks for more, never for less.
+    return bool(abs(test.statistic) > stats.t.ppf(0.975, max(1, int(test.df))))
 
 
 def _lookup(metrics: Mapping[str, Any], metric: str) -> Optional[float]:

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
@@ -151,7 +151,6 @@ def _record(run: PlannedRun, state: Dict[str, Any], content: Dict[str, Any]) -> 
     if run.row.calibrate:
         experiment["calibration"] = {"name": run.cfg.MODEL.LONG_TAIL.CALIBRATION.NAME}
     return {
-        "key": run.key,
         "name": run.row.name,
         "config": os.path.relpath(run.row.config, ROOT),
         "seed": run.seed,
@@ -197,10 +196,26 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
     return records
 
 
-def is_recorded(run: PlannedRun, records: Sequence[Dict[str, Any]]) -> bool:
+def records_of(run: PlannedRun, records: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
+    """Return the records of a run, oldest first: those of its config, seed, start weights and data.
+
+    Raises:
+        InputError: if the data is not there.
+    """
+    digests = (run.config_digest, run.data_digest())
+    fitting = [record for record in records if (record["config_digest"], record["data_digest"]) == digests]
+    return [record for record in fitting if run.code in ("", record["code_digest"])]
+
+
+def is_recorded(run: PlannedRun, records: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether a run is in the results file and, if it is a training, its weights are there."""
-    known = any(record["key"] == run.key for record in records)
-    return known and (run.row.action == "evaluate" or Path(run.weights).is_file())
+    return bool(records_of(run, records)) and (run.row.action == "evaluate" or Path(run.weights).is_file())
+
+
+def provenance(record: Mapping[str, Any]) -> str:
+    """Return what code a record comes from, as ``commit 1234567, code 89abcdef``; neither decides what is run."""
+    commit, _, dirty = (record.get("commit") or "unknown").partition("-")
+    return f"commit {commit[:7]}{'-dirty' if dirty else ''}, code {record['code_digest'][:8]}"
 
 
 def status_of(run: PlannedRun) -> Dict[str, Any]:

@@ -1,5 +1,6 @@
-"""What identifies a run of a table: its config, its data and the code; and the commands that make it up."""
+"""What identifies a run of a table: its config, seed, data and start weights; and the commands that make it up."""
 
+import ast
 import hashlib
 import os
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ class PlannedRun:
         seed: ``SEED``.
         parent: the run whose last weights it starts from.
         runs_dir: folder of all runs; each writes to a folder of its own in it.
+        code: :func:`code_digest` if only what this code has measured counts; empty for any code.
     """
 
     row: TableRow
     seed: int
     runs_dir: Path
     parent: Optional["PlannedRun"] = None
+    code: str = ""
 
     @property
     def name(self) -> str:
@@ -53,7 +56,7 @@ class PlannedRun:
         return load_config(str(self.row.config), [*self.row.opts, "SEED", str(self.seed)])
 
     def identity(self) -> Dict[str, Any]:
-        """Return what decides on the result besides data and code, as a json-able mapping.
+        """Return what decides on the result besides the data, as a json-able mapping.
 
         The config enters as what differs from the defaults, so that a new key with a default changes nothing.
         """
@@ -82,8 +85,8 @@ class PlannedRun:
 
     @property
     def key(self) -> str:
-        """Digest of config, data and code: equal keys mean equal results, but for the machine's rounding."""
-        return _digest(f"{self.config_digest} {self.data_digest()} {code_digest()}".encode())
+        """Digest of config, seed, data and start weights, and of the code where the run is asked to be of this one."""
+        return _digest(f"{self.config_digest} {self.data_digest()} {self.code}".encode())
 
     @property
     def folder(self) -> Path:
@@ -118,10 +121,11 @@ class PlannedRun:
         return [*commands, [*TRAIN, *flags, "--eval-only", *opts]]
 
 
-def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], PlannedRun]:
+def runs_of(table: Table, runs_dir: Path, code: str = "") -> Dict[Tuple[str, int], PlannedRun]:
     """Return every run of a table by row name and seed, each after the one that it starts from.
 
-    With ``fixed_opts`` a row's second evaluation is there too, under the row's name with ``-fixed``.
+    ``code`` is that of every :class:`PlannedRun`. With ``fixed_opts`` a row's second evaluation is there too, under
+    the row's name with ``-fixed``.
     """
     runs: Dict[Tuple[str, int], PlannedRun] = {}
 
@@ -131,7 +135,7 @@ def runs_of(table: Table, runs_dir: Path) -> Dict[Tuple[str, int], PlannedRun]:
             if row.start:
                 start = table.find(row.start)
                 parent = add(start, PREPARATION_SEED if start.name in table.prepare else seed)
-            runs[row.name, seed] = PlannedRun(row, seed, Path(runs_dir), parent)
+            runs[row.name, seed] = PlannedRun(row, seed, Path(runs_dir), parent, code)
         return runs[row.name, seed]
 
     # All rows with the first seed come first: a table that is cut short has something of every row.
@@ -183,12 +187,20 @@ def changed_keys(cfg: CfgNode) -> Dict[str, Any]:
 
 @cache
 def code_digest() -> str:
-    """Return a digest of the source that numbers depend on: losses, data, modeling, engine and evaluation."""
-    parts = []
-    for room in CODE_ROOMS:
-        for path in sorted((PACKAGE / room).glob("*.py")):
-            parts.append(f"{room}/{path.name} {_digest(path.read_bytes())}")
+    """Return a digest of the source that numbers depend on, comments and docstrings left out; see ``CODE_ROOMS``."""
+    paths = [path for room in CODE_ROOMS for path in sorted((PACKAGE / room).glob("*.py"))]
+    parts = [f"{path.parent.name}/{path.name} {_digest(bare_source(path.read_text()).encode())}" for path in paths]
     return _digest("\n".join(parts).encode())
+
+
+def bare_source(source: str) -> str:
+    """Return Python source without comments and docstrings, in a form of its own."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 @cache

@@ -16,7 +16,9 @@ from eql_d2.experiments.execution import (
     INTERRUPTED,
     NOT_RUN,
     is_locked,
+    provenance,
     read_records,
+    records_of,
     status_of,
 )
 from eql_d2.experiments.launchers import Launcher
@@ -42,7 +44,7 @@ def run_table(
     results_file: Path,
     *,
     only: Optional[Sequence[str]] = None,
-    any_code: bool = False,
+    rerun: bool = False,
     report: Callable[[str], None] = print,
     period: float = 5.0,
 ) -> List[str]:
@@ -55,9 +57,9 @@ def run_table(
         table: what to run.
         launcher: where.
         runs_dir: folder of all runs; runs of several tables that are the same are shared.
-        results_file: a JSON-lines file; runs whose key is in it are not run again.
+        results_file: a JSON-lines file; runs that are in it are not run again.
         only: names of rows; all by default.
-        any_code: accept results of the same config and data whatever code they come from.
+        rerun: run again, in folders of their own, what other code than this has measured.
         report: called with one line for each run that starts or ends.
         period: seconds between two looks at what runs.
 
@@ -68,8 +70,8 @@ def run_table(
         InputError: if a data set is missing, or ``only`` names no row.
     """
     generate_data(table)
-    waiting = select_runs(table, runs_dir, only)
-    finished = finished_runs(waiting, results_file, any_code)
+    waiting = select_runs(table, runs_dir, only, code_digest() if rerun else "")
+    finished = finished_runs(waiting, results_file)
     skipped = len(finished)
     waiting = [run for run in waiting if run.name not in finished]
     report(f"{table.name}: {skipped} of {skipped + len(waiting)} runs have finished, {len(waiting)} to go.")
@@ -128,13 +130,17 @@ def _outcome(job) -> Mapping:
         return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
 
 
-def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = None) -> List[PlannedRun]:
+def select_runs(
+    table: Table, runs_dir: Path, only: Optional[Sequence[str]] = None, code: str = ""
+) -> List[PlannedRun]:
     """Return the runs of the rows ``only`` with those that they start from, in an order in which they can run.
+
+    ``code`` is that of :class:`~eql_d2.experiments.plan.PlannedRun`.
 
     Raises:
         InputError: if there is no such row.
     """
-    runs = runs_of(table, runs_dir)
+    runs = runs_of(table, runs_dir, code)
     names = [row.name for row in table.rows]
     unknown = sorted(set(only or ()) - set(names) - set(table.prepare))
     if unknown:
@@ -156,25 +162,20 @@ def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = No
     return list(chosen.values())
 
 
-def finished_runs(runs: Sequence[PlannedRun], results_file: Path, any_code: bool = False) -> Set[str]:
+def finished_runs(runs: Sequence[PlannedRun], results_file: Path) -> Set[str]:
     """Return the names of the runs that need not be run: they are in the results file.
 
     One that is there is run again all the same if its weights are gone and a run that is not there starts from them.
     """
     records = read_records(results_file)
-    keys = {record["key"] for record in records}
-    whatever_code = {(record["config_digest"], record["data_digest"]) for record in records}
-
-    def is_known(run: PlannedRun) -> bool:
-        return run.key in keys or (any_code and (run.config_digest, run.data_digest()) in whatever_code)
-
+    known = {run.name for run in runs if records_of(run, records)}
     unfinished: Set[str] = set()
     for run in runs:
-        current: Optional[PlannedRun] = None if is_known(run) else run
+        current: Optional[PlannedRun] = None if run.name in known else run
         while current is not None:
             unfinished.add(current.name)
             parent = current.parent
-            current = None if parent is None or (is_known(parent) and Path(parent.weights).is_file()) else parent
+            current = None if parent is None or (parent.name in known and Path(parent.weights).is_file()) else parent
     return {run.name for run in runs} - unfinished
 
 
@@ -201,13 +202,14 @@ def dry_run(table: Table, runs_dir: Path, num_gpus: int = 0, only: Optional[Sequ
 
 
 def status_lines(table: Table, runs_dir: Path, results_file: Path) -> List[str]:
-    """Return a line for each run: finished, running, interrupted, failed with its last error, or not run."""
+    """Return a line for each run: finished and by which code, running, interrupted, failed and why, or not run."""
     generate_data(table)
-    keys = {record["key"]: record for record in read_records(results_file)}
+    records = read_records(results_file)
     lines = []
     for run in select_runs(table, runs_dir):
-        if run.key in keys:
-            lines.append(f"{run.name}: {FINISHED}, {keys[run.key]['seconds']:.0f} s")
+        done = records_of(run, records)
+        if done:
+            lines.append(f"{run.name}: {FINISHED}, {done[-1]['seconds']:.0f} s, {provenance(done[-1])}")
             continue
         state = status_of(run)
         text = f"{run.name}: {state['status']}"
@@ -216,8 +218,8 @@ def status_lines(table: Table, runs_dir: Path, results_file: Path) -> List[str]:
         if state["status"] in (FAILED, INTERRUPTED) and state.get("error"):
             text += f": {state['error']}"
         lines.append(text)
-    done = sum(f": {FINISHED}" in line for line in lines)
-    lines.append(f"{done} of {len(lines)} runs have finished (code {code_digest()[:8]}).")
+    count = sum(f": {FINISHED}" in line for line in lines)
+    lines.append(f"{count} of {len(lines)} runs have finished; the code here is {code_digest()[:8]}.")
     return lines + [f"{row.name}: not expressible: {row.not_expressible}" for row in table.rows if row.not_expressible]
 
 

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+from collections import Counter
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Sequence, Tuple
 
@@ -122,9 +123,8 @@ def notes(table: Table, lines: Sequence[Line]) -> List[str]:
         found.append(
             f"A run took {min(minutes):.1f} to {max(minutes):.1f} minutes of wall time and at most {memory:,.0f} MiB."
         )
-    if any(line.stale for line in lines):
-        stale = ", ".join(line.row.label for line in lines if line.stale)
-        found.append(f"Measured with an earlier state of the code: {stale}.")
+        origins = Counter(origin for line in lines for origin in line.provenance)
+        found.append("Measured with " + "; ".join(f"{origin}: {n} runs" for origin, n in sorted(origins.items())) + ".")
     partial = [line for line in lines if line.seeds and len(line.seeds) < len(line.row.seeds)]
     if partial:
         found.append("Some seeds are missing: " + ", ".join(line.row.label for line in partial) + ".")

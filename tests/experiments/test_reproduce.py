@@ -66,23 +66,33 @@ def test_finished_runs_are_not_run_again(place, write_table, run_all):
     assert all(len(p.read_text().splitlines()) == 1 for p in (place / "runs").glob("*/calls.txt"))
 
 
-@pytest.mark.parametrize("change", ["config", "data", "code"])
-def test_what_a_result_depends_on_makes_it_run_again(place, write_table, run_all, monkeypatch, change):
+@pytest.mark.parametrize("change", ["config", "data"])
+def test_what_a_result_depends_on_makes_it_run_again(place, write_table, run_all, change):
     run_all(write_table(ROWS))
     rows = [dict(row) for row in ROWS]
     if change == "config":
         rows[0]["opts"] = ["SOLVER.BASE_LR", 0.3]
-    elif change == "data":
+    else:
         path = place / "data" / "val.json"
         path.write_text(path.read_text() + " ")
-    else:
-        monkeypatch.setattr(plan, "code_digest", lambda: "other")
-    table = write_table(rows)
     # Stage 2 depends on stage 1, so it runs again too.
-    assert run_all(table)[1][0] == "tiny: 0 of 2 runs have finished, 2 to go."
-    if change == "code":
-        monkeypatch.setattr(plan, "code_digest", lambda: "yet another")
-        assert run_all(table, any_code=True)[1] == ["tiny: 2 of 2 runs have finished, 0 to go."]
+    assert run_all(write_table(rows))[1][0] == "tiny: 0 of 2 runs have finished, 2 to go."
+
+
+def test_other_code_runs_nothing_again_unless_asked(place, write_table, run_all, monkeypatch):
+    table = write_table(ROWS)
+    run_all(table)
+    for module in (plan, execution, reproduce):
+        monkeypatch.setattr(module, "code_digest", lambda: "0123456789")
+    assert run_all(table)[1] == ["tiny: 2 of 2 runs have finished, 0 to go."]
+    for to_go in (2, 0):
+        failed, lines = run_all(table, rerun=True)
+        assert not failed and lines[0] == f"tiny: {2 - to_go} of 2 runs have finished, {to_go} to go."
+    # Not the finished training in its folder: each was trained once more, in another one.
+    assert len(list((place / "runs").glob("first-seed0-*/calls.txt"))) == 2
+    status = status_lines(table, place / "runs", place / "results.jsonl")
+    assert all(line.endswith(", code 01234567") for line in status[:2])
+    assert status[2] == "2 of 2 runs have finished; the code here is 01234567."
 
 
 def test_keys_that_change_no_result_change_no_key(place, write_table):
