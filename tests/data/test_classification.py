@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
 from torchvision.transforms import autoaugment as torchvision_autoaugment
 
+from eql_d2.commands.check_dataset import main as check_command
 from eql_d2.config import get_cfg
 from eql_d2.data.augmentation import (
     BatchAugmentation,
@@ -25,6 +26,7 @@ from eql_d2.data.augmentation import (
 )
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.catalog import category_frequency
+from eql_d2.data.check_images import check_image_set
 from eql_d2.data.classification import (
     load_cifar,
     load_image_folder,
@@ -440,3 +442,31 @@ def test_members_of_an_archive_may_lie_in_any_folder(tmp_path):
             archive.add(folder / name, f"elsewhere/{name}")
     (tmp_path / "moved.tar.gz").write_bytes(buffer.getvalue())
     assert len(load_cifar(tmp_path / "moved.tar.gz", "test").records) == 30
+
+
+def test_check(tmp_path, registered):
+    folder = write_image_folder(tmp_path / "images")
+    (folder / "ant" / "0.png").write_bytes(b"no image")
+    (tmp_path / "list.txt").write_text("ant/0.png 0\nant/1.png 0\nant/1.png 0\nbee/9.png 2\n")
+    registered(
+        config([{"name": "listed", "kind": "list", "path": str(tmp_path / "list.txt"), "images": str(folder)}], 3)
+    )
+    findings = {finding.what: finding for finding in check_image_set("listed").findings.values()}
+    assert {what: finding.count for what, finding in findings.items()} == {
+        "classes without an image (they cannot be learnt or evaluated)": 1,
+        "image files that are listed more than once": 1,
+        "image files that are not there": 1,
+        "image files that cannot be read": 1,
+    }
+    assert findings["image files that are not there"].examples == [str(folder / "bee" / "9.png")]
+    without = check_image_set("listed", with_images=False)
+    assert not without.has_errors
+    assert without.summary == ["listed: 4 images, 3 classes of 0 to 3 images; r/c/f: 3, 0 and 0 classes"]
+
+
+def test_check_by_the_command(npz, registered, tmp_path, capsys):
+    cfg = config([{"name": "small_lt", "kind": "cifar", "path": str(npz), "imbalance": 8}])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    registered(cfg)
+    assert check_command(["--config-file", str(tmp_path / "config.yaml"), "small_lt"]) == 0
+    assert "small_lt: 75 images, 4 classes of 5 to 40 images" in capsys.readouterr().out
