@@ -13,10 +13,11 @@ from eql_d2.experiments.spec import FIXED, SOURCES, Table
 KINDS = {
     "segm": "mask",
     "bbox": "box",
-    "bbox_TTA": "box, test-time augmentation:",
+    "segm_TTA": "test-time augmentation, mask",
+    "bbox_TTA": "test-time augmentation, box",
     "oid": "Open Images",
-    "classification": "accuracy",
-    "sem_seg": "segmentation",
+    "classification": "image classification",
+    "sem_seg": "semantic segmentation",
 }
 #: Kinds whose metrics are no average precision.
 NOT_AP = ("classification", "sem_seg")
@@ -133,7 +134,8 @@ def notes(table: Table, lines: Sequence[Line]) -> List[str]:
     for line in lines:
         if line.row.not_expressible:
             reasons.setdefault(line.row.not_expressible, []).append(line.row.label)
-    found += [f"Not expressible ({', '.join(labels)}): {reason}" for reason, labels in reasons.items()]
+    for reason, labels in reasons.items():
+        found.append(f"Not expressible ({'; '.join(dict.fromkeys(labels))}): {reason}")
     return [*found, *table.caveats]
 
 
