@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 
 from eql_d2.config import choose_device, load_config
+from eql_d2.config_files import find_config_file
 from eql_d2.data.builtin import register_from_config
 from eql_d2.errors import InputError
 
@@ -20,6 +21,8 @@ def setup(args) -> CfgNode:
     Raises:
         InputError: for anything in the config that the user can mend.
     """
+    if args.config_file:
+        args.config_file = find_config_file(args.config_file)  # a name becomes a path: Detectron2 prints the file
     cfg = load_config(args.config_file, args.opts)
     choose_device(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
