@@ -16,9 +16,7 @@ import eql_d2
 from tests.conftest import ROOT
 
 MODULES = sorted(
-    module.name
-    for module in pkgutil.walk_packages(eql_d2.__path__, "eql_d2.")
-    if not module.name.endswith("__main__")
+    module.name for module in pkgutil.walk_packages(eql_d2.__path__, "eql_d2.") if not module.name.endswith("__main__")
 )
 #: ``:class:`~a.b.C``` and ``:class:`the text <a.b.C>```.
 REFERENCE = re.compile(r":(?:attr|class|data|exc|func|meth|mod|obj):`(?:[^`<]*<)?[~!]?([\w.]+)>?`")

@@ -1,4 +1,7 @@
-"""Annotation files in LVIS or COCO format: read with types, checked before anything is built on them.
+"""THE reader of annotation files in LVIS or COCO format: read with types, checked before anything is built on them.
+
+Its format, ids, counts, groups, image-level sets and what of it is left out are told here and nowhere else; loader,
+counter, re-scorer and checker ask. Needs neither torch nor Detectron2.
 
 The polygons, nearly all of such a file, stay as the bytes that they are in the json until an image is asked for
 (:mod:`eql_d2.data.records`): no Python object is made for the tens of millions of coordinates.
@@ -8,11 +11,14 @@ import os
 import re
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Dict, Hashable, Iterable, Iterator, List, Optional, Tuple, Union
+from itertools import chain
+from pathlib import Path
+from typing import Any, Dict, Hashable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import msgspec
+import numpy as np
 
-from eql_d2.data.groups import GROUPS
+from eql_d2.data.groups import frequency_group, given_groups
 from eql_d2.errors import InputError
 
 PathLike = Union[str, os.PathLike]
@@ -22,11 +28,16 @@ _NO_SEGMENTATION = msgspec.Raw()
 
 
 class Category(msgspec.Struct, gc=False):
-    """An entry of ``categories``. ``frequency`` is r, c or f in LVIS, absent in COCO."""
+    """An entry of ``categories``. ``frequency`` is r, c or f in LVIS, absent in COCO.
+
+    ``image_count`` and ``instance_count`` are those of the data set that the file was made of, which may be larger.
+    """
 
     id: int
     name: str
     frequency: Optional[str] = None
+    image_count: Optional[int] = None
+    instance_count: Optional[int] = None
 
 
 class Image(msgspec.Struct):
@@ -54,6 +65,34 @@ class Annotation(msgspec.Struct, gc=False):
     ignore: int = 0
 
 
+class CategoryCounts(msgspec.Struct, frozen=True):
+    """How often each of the K categories of a file occurs, in the order of the contiguous labels.
+
+    Attributes:
+        image_count: listed images with at least one instance of the category, crowd regions left out.
+        instance_count: instances in listed images, crowd regions left out; with those that have no valid polygon.
+        num_images: listed images, also those without an annotation.
+        groups: K letters r, c or f: the file's where each category has one, else LVIS's bounds on ``image_count`` of
+            the category records (of the whole data set) where each has one, else LVIS's bounds on the counts above.
+        groups_are_given: whether they come from the category records.
+    """
+
+    image_count: List[int]
+    instance_count: List[int]
+    num_images: int
+    groups: List[str]
+    groups_are_given: bool
+
+
+class ImageLevelLabels(NamedTuple):
+    """Sorted contiguous labels of the categories that are verified to be in an image and not to be in it, and of those
+    whose instances are not all annotated."""
+
+    positive: List[int]
+    negative: List[int]
+    not_exhaustive: List[int]
+
+
 class AnnotationFile(msgspec.Struct):
     """A whole json. ``annotations`` is ``None`` for a test set, whose json has images and categories only."""
 
@@ -74,10 +113,79 @@ class AnnotationFile(msgspec.Struct):
         )
 
     @property
-    def groups(self) -> Optional[List[str]]:
-        """The r/c/f letters in the order of the sorted category ids; ``None`` unless every category has one."""
-        letters = [category.frequency for category in sorted(self.categories, key=lambda category: category.id)]
-        return letters if all(letter in GROUPS for letter in letters) else None
+    def has_annotations(self) -> bool:
+        """Whether there is any annotation: a test set has none."""
+        return bool(self.annotations)
+
+    @property
+    def sorted_categories(self) -> List[Category]:
+        """The categories by ascending id; the place in this list is the contiguous label."""
+        return sorted(self.categories, key=lambda category: category.id)
+
+    @property
+    def letters(self) -> Optional[List[str]]:
+        """The r/c/f letters by contiguous label; ``None`` unless every category has one."""
+        return given_groups(category.frequency for category in self.sorted_categories)
+
+    @property
+    def contiguous_ids(self) -> Dict[int, int]:
+        """The contiguous label of each category id, which may have gaps."""
+        return contiguous_ids(self.categories)
+
+    def annotations_by_image(self) -> Dict[int, List[Annotation]]:
+        """Return the annotations of each listed image by its id. Those of other images are left out everywhere."""
+        by_image: Dict[int, List[Annotation]] = {image.id: [] for image in self.images}
+        for annotation in self.annotations or ():
+            if annotation.image_id in by_image:
+                by_image[annotation.image_id].append(annotation)
+        return by_image
+
+    def counts(self) -> CategoryCounts:
+        """Count images and instances of each category. The ids must have been checked (:func:`check_ids`)."""
+        labels = self.contiguous_ids
+        counted = [
+            [labels[one.category_id] for one in annotations if not one.iscrowd]
+            for annotations in self.annotations_by_image().values()
+        ]
+        instances = np.fromiter(chain.from_iterable(counted), np.int64)
+        images = np.fromiter(chain.from_iterable(map(set, counted)), np.int64)
+        image_count = np.bincount(images, minlength=len(labels)).tolist()
+        recorded = [category.image_count for category in self.sorted_categories]
+        of_whole = None if None in recorded else [frequency_group(count) for count in recorded]
+        given = self.letters or of_whole
+        return CategoryCounts(
+            image_count,
+            np.bincount(instances, minlength=len(labels)).tolist(),
+            len(self.images),
+            given or [frequency_group(count) for count in image_count],
+            given is not None,
+        )
+
+
+def contiguous_ids(categories: Iterable[Category]) -> Dict[int, int]:
+    """Map category ids, which may have gaps, to ``0..K-1`` in the order of the ids."""
+    return {category_id: label for label, category_id in enumerate(sorted(category.id for category in categories))}
+
+
+def image_level_labels(image: Image, annotations: Sequence[Annotation], labels: Dict[int, int]) -> ImageLevelLabels:
+    """Return the image-level labels of an image.
+
+    Args:
+        image: of the file.
+        annotations: all of the image: a class that only a crowd or an invalid polygon shows is there all the same.
+        labels: contiguous label of each category id.
+    """
+    return ImageLevelLabels(
+        *(
+            sorted({labels[category_id] for category_id in ids or ()})
+            for ids in (positive_ids(annotations), image.neg_category_ids, image.not_exhaustive_category_ids)
+        )
+    )
+
+
+def positive_ids(annotations: Iterable[Annotation]) -> List[int]:
+    """Return the ids of the categories that the annotations of an image show, crowd regions too."""
+    return sorted({annotation.category_id for annotation in annotations})
 
 
 class RunLengthMask(msgspec.Struct):
@@ -107,12 +215,31 @@ def parse_annotations(content: bytes, path: PathLike) -> AnnotationFile:
     Raises:
         InputError: if it is truncated, no json, or lacks a field of the format.
     """
+    if not content.strip():
+        raise InputError(f"{path} is empty; it should hold annotations in LVIS or COCO format.")
     try:
         return _FILE_DECODER.decode(content)
     except msgspec.ValidationError as error:
         raise InputError(f"{path} is not in LVIS or COCO format: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid json ({error}); is the download complete?") from None
+
+
+def read_annotations(source: Union[PathLike, Mapping[str, Any]], name: str = "annotations") -> AnnotationFile:
+    """Read a file in LVIS or COCO format, or its parsed content. Ids are not checked, see :func:`check_ids`.
+
+    Args:
+        source: a path, or what ``json.load`` returns for it.
+        name: stands for parsed content in messages.
+
+    Raises:
+        InputError: if the file is missing, or as :func:`parse_annotations`.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with readable_json(source):
+            content = Path(source).read_bytes()
+        return parse_annotations(content, source)
+    return parse_annotations(msgspec.json.encode(source), name)
 
 
 @contextmanager
@@ -172,14 +299,19 @@ def _is_skeleton_of_polygons(skeleton: bytes) -> bool:
 
 
 def is_valid_polygon(polygon: List[float]) -> bool:
-    """Whether a polygon has at least three points, each with an x and a y."""
+    """Whether a polygon has at least three points, each with an x and a y. Others are left out everywhere."""
     return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def check_ids(content: AnnotationFile, path: PathLike) -> None:
+def check_ids(content: AnnotationFile, path: PathLike, allow_ignore: bool = False) -> None:
     """Check that ids are unique and that what is referred to exists.
 
     Annotations of images that are not listed are allowed: subsets of a data set often keep them.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        allow_ignore: whether annotations may have ``ignore``, which evaluation knows and training does not.
 
     Raises:
         InputError: naming the first offender.
@@ -207,7 +339,7 @@ def check_ids(content: AnnotationFile, path: PathLike) -> None:
                 f"{path}: annotation {annotation.id} has category_id {annotation.category_id}, which is not in "
                 f"'categories' ({describe_ids(category_ids)})."
             )
-        if annotation.ignore:
+        if annotation.ignore and not allow_ignore:
             raise InputError(
                 f"{path}: annotation {annotation.id} has 'ignore' {annotation.ignore}; only iscrowd is supported, "
                 f"use iscrowd 1 for a region to be ignored."

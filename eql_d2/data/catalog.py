@@ -104,9 +104,9 @@ def _sum_frequencies(names: Sequence[str]) -> CategoryFrequency:
 
 
 def _has_letters(names: Sequence[str]) -> bool:
-    """Whether the json of every data set carries the r/c/f letters."""
+    """Whether the json of every data set says which group a category is in."""
     json_files = [MetadataCatalog.get(name).get("json_file") for name in names]
-    return all(json_file and open_table(json_file).header.groups for json_file in json_files)
+    return all(json_file and open_table(json_file).header.counts.groups_are_given for json_file in json_files)
 
 
 def _dataset_frequency(name: str) -> CategoryFrequency:

@@ -17,6 +17,7 @@ from eql_d2.data.annotations import (
     duplicates,
     is_valid_polygon,
     parse_annotations,
+    positive_ids,
     readable_json,
 )
 from eql_d2.data.lvis import FileNaming, choose_file_naming
@@ -173,12 +174,17 @@ def _check_ids(content: AnnotationFile, report: Report) -> None:
 
 def _check_annotations(content: AnnotationFile, json_file: PathLike, report: Report) -> None:
     images = {image.id: image for image in content.images}
-    category_ids = {category.id for category in content.categories}
+    category_ids = set(content.contiguous_ids)
     for annotation in content.annotations or ():
         if annotation.category_id not in category_ids:
             report.add(
                 "annotations whose category_id is not in 'categories'",
                 f"annotation {annotation.id}: category_id {annotation.category_id}",
+            )
+        if annotation.ignore:
+            report.add(
+                "annotations with 'ignore', which is not supported (use iscrowd 1 for a region to be ignored)",
+                f"annotation {annotation.id}: ignore {annotation.ignore}",
             )
         image = images.get(annotation.image_id)
         if image is None:
@@ -230,25 +236,24 @@ def _outside(coordinates: Iterable[float], size: int) -> bool:
 
 
 def _check_categories_used(content: AnnotationFile, report: Report) -> None:
-    if not content.annotations:
+    known = set(content.contiguous_ids)
+    if not content.has_annotations or any(one.category_id not in known for one in content.annotations):
         return
-    used = {annotation.category_id for annotation in content.annotations if not annotation.iscrowd}
-    for category in content.categories:
-        if category.id not in used:
+    counts = content.counts()
+    for category, image_count in zip(content.sorted_categories, counts.image_count):
+        if image_count == 0:
             report.add(
                 "categories without an instance (they cannot be learnt or evaluated)",
                 f"category {category.id}: {category.name}",
                 is_error=False,
             )
-    if content.is_lvis and content.groups is None:
+    if content.is_lvis and not counts.groups_are_given:
         report.add("the categories have no frequency letters; r, c and f are derived from the counts", is_error=False)
 
 
 def _check_image_labels(content: AnnotationFile, report: Report) -> None:
-    category_ids = {category.id for category in content.categories}
-    positive: Dict[int, set] = {}
-    for annotation in content.annotations or ():
-        positive.setdefault(annotation.image_id, set()).add(annotation.category_id)
+    category_ids = set(content.contiguous_ids)
+    by_image = content.annotations_by_image()
     for image in content.images:
         negative = image.neg_category_ids or []
         for name in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -258,7 +263,7 @@ def _check_image_labels(content: AnnotationFile, report: Report) -> None:
                 report.add(f"images with an id in {name} that is not in 'categories'", f"image {image.id}: {unknown}")
             if len(set(ids)) < len(ids):
                 report.add(f"images with an id twice in {name}", f"image {image.id}: {duplicates(ids)}", is_error=False)
-        both = sorted(set(negative) & positive.get(image.id, set()))
+        both = sorted(set(negative) & set(positive_ids(by_image[image.id])))
         if both:
             report.add(
                 "images with a category in neg_category_ids that they also show", f"image {image.id}: category {both}"

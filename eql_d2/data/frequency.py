@@ -1,17 +1,37 @@
 """How often each category occurs in a training set. Needs torch, not Detectron2."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
+import msgspec
 import torch
 from torch import Tensor
 
+from eql_d2.data.annotations import (
+    AnnotationFile,
+    CategoryCounts,
+    PathLike,
+    check_ids,
+    parse_annotations,
+    read_annotations,
+    readable_json,
+)
 from eql_d2.data.groups import GROUPS, frequency_group
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
+
+
+class _SavedCounts(msgspec.Struct):
+    """What :meth:`CategoryFrequency.save` writes; a json of annotations has no ``image_count`` of its own."""
+
+    image_count: List[int]
+    num_images: int
+    instance_count: Optional[List[int]] = None
+    groups: Optional[List[str]] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,60 +87,27 @@ class CategoryFrequency:
         return cls(image_count, instance_count, int(num_images), tuple(groups))
 
     @classmethod
-    def from_categories(cls, categories: Sequence[Dict[str, Any]], num_images: int) -> "CategoryFrequency":
-        """Build from LVIS category records, sorted by id, that carry ``image_count`` (and ``instance_count``,
-        ``frequency``).
-
-        Raises:
-            InputError: if a record lacks ``image_count``.
-        """
-        categories = sorted(categories, key=lambda category: category["id"])
-        missing = [category["id"] for category in categories if "image_count" not in category]
-        if missing:
-            raise InputError(f"Category id {missing[0]} has no image_count; count it with CategoryFrequency.from_json.")
-        has_groups = all(category.get("frequency") in GROUPS for category in categories)
+    def of_counts(cls, counts: CategoryCounts) -> "CategoryFrequency":
+        """Take over what the reader of annotations counted."""
         return cls.from_counts(
-            [category["image_count"] for category in categories],
-            [category.get("instance_count", category["image_count"]) for category in categories],
-            num_images=num_images,
-            groups=[category["frequency"] for category in categories] if has_groups else None,
+            counts.image_count, counts.instance_count, num_images=counts.num_images, groups=counts.groups
         )
 
     @classmethod
-    def from_annotations(cls, content: Dict[str, Any], source: str = "annotations") -> "CategoryFrequency":
-        """Count the annotations of a parsed LVIS or COCO json. Crowd regions are not counted as instances.
+    def from_annotations(cls, content: Mapping[str, Any], source: str = "annotations") -> "CategoryFrequency":
+        """Count the annotations of a parsed LVIS or COCO json, crowd regions and images that are not listed left out.
 
         The counts come from the annotations themselves, not from ``image_count`` in the category records, which a
-        subset of a data set carries over from the whole.
+        subset of a data set carries over from the whole. The groups: :class:`~eql_d2.data.annotations.CategoryCounts`.
+
+        Args:
+            content: what ``json.load`` returns.
+            source: where it is from, for messages.
 
         Raises:
-            InputError: if a key is missing or an annotation's category is not listed.
+            InputError: if it is in neither format, has no annotations, or its ids do not fit together.
         """
-        for key in ("images", "annotations", "categories"):
-            if key not in content:
-                raise InputError(f"{source} has no key {key!r}; a training json in LVIS or COCO format has one.")
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        index = {category["id"]: i for i, category in enumerate(categories)}
-        instance_count = [0] * len(categories)
-        images_of = [set() for _ in categories]
-        for annotation in content["annotations"]:
-            if annotation.get("iscrowd", 0):
-                continue
-            category_id = annotation["category_id"]
-            if category_id not in index:
-                raise InputError(
-                    f"{source}: annotation {annotation.get('id')} has category_id {category_id}, "
-                    f"which is not in 'categories'."
-                )
-            instance_count[index[category_id]] += 1
-            images_of[index[category_id]].add(annotation["image_id"])
-        has_groups = all(category.get("frequency") in GROUPS for category in categories)
-        return cls.from_counts(
-            [len(images) for images in images_of],
-            instance_count,
-            num_images=len(content["images"]),
-            groups=[category["frequency"] for category in categories] if has_groups else None,
-        )
+        return cls._of_file(read_annotations(content, source), source)
 
     @classmethod
     def from_json(cls, path: Union[str, os.PathLike]) -> "CategoryFrequency":
@@ -129,18 +116,21 @@ class CategoryFrequency:
         Raises:
             InputError: if the file is missing, is no json, or is of neither format.
         """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise InputError(f"{path}: there is no such file; it should hold the training annotations.") from None
-        except ValueError as error:
-            raise InputError(f"{path} is not valid json ({error}); is the download complete?") from None
-        if isinstance(content, dict) and "image_count" in content:
-            return cls.from_counts(**content)
-        if not isinstance(content, dict):
-            raise InputError(f"{path} holds a {type(content).__name__}, not an object in LVIS or COCO format.")
-        return cls.from_annotations(content, str(path))
+        with readable_json(path):
+            encoded = Path(path).read_bytes()
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            saved = msgspec.json.decode(encoded, type=_SavedCounts)
+            return cls.from_counts(
+                saved.image_count, saved.instance_count, num_images=saved.num_images, groups=saved.groups
+            )
+        return cls._of_file(parse_annotations(encoded, path), path)
+
+    @classmethod
+    def _of_file(cls, content: AnnotationFile, path: PathLike) -> "CategoryFrequency":
+        if content.annotations is None:
+            raise InputError(f"{path} has no key 'annotations'; a training json in LVIS or COCO format has one.")
+        check_ids(content, path)
+        return cls.of_counts(content.counts())
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Write the counts as a small json that :meth:`from_json` reads; the file appears whole or not at all."""

@@ -1,5 +1,7 @@
 """LVIS's frequency groups, rare, common and frequent: their letters, names, bounds and colours."""
 
+from typing import Iterable, List, Optional
+
 #: LVIS's bounds: a class in at most 10 training images is rare, in at most 100 common, in more frequent.
 RARE_MAX_IMAGES = 10
 COMMON_MAX_IMAGES = 100
@@ -14,3 +16,9 @@ def frequency_group(image_count: int) -> str:
     if image_count <= RARE_MAX_IMAGES:
         return "r"
     return "c" if image_count <= COMMON_MAX_IMAGES else "f"
+
+
+def given_groups(letters: Iterable[Optional[str]]) -> Optional[List[str]]:
+    """Return the letters that a data set gives its classes; ``None`` unless each class has one of r, c and f."""
+    letters = list(letters)
+    return letters if all(letter in GROUPS for letter in letters) else None

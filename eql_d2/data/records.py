@@ -6,8 +6,7 @@ and the processes of one machine share the mapped pages.
 """
 
 from collections.abc import Sequence as SequenceABC
-from itertools import chain
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import msgspec
 import numpy as np
@@ -17,10 +16,13 @@ from eql_d2.data.annotations import (
     Annotation,
     AnnotationFile,
     Category,
+    CategoryCounts,
     Image,
     PathLike,
     check_ids,
+    contiguous_ids,
     decode_segmentation,
+    image_level_labels,
     is_plainly_polygons,
     is_valid_polygon,
 )
@@ -42,7 +44,7 @@ class Header(msgspec.Struct):
     Attributes:
         checksum: SHA-256 of the json, hexadecimal.
         categories: sorted by id; the place in this list is the contiguous label.
-        image_count, instance_count: of each category, crowd regions left out.
+        counts: of the categories.
         record_ends: int64 ``[N]``, where each image's record ends in the buffer.
         annotation_ends: int64 ``[N]``, running number of annotations.
         annotation_classes: int32 ``[A]``, contiguous labels.
@@ -56,9 +58,7 @@ class Header(msgspec.Struct):
     is_lvis: bool
     has_annotations: bool
     has_image_labels: bool
-    groups: Optional[List[str]]
-    image_count: List[int]
-    instance_count: List[int]
+    counts: CategoryCounts
     record_ends: bytes = b""
     annotation_ends: bytes = b""
     annotation_classes: bytes = b""
@@ -121,10 +121,7 @@ class AnnotationTable:
     @property
     def frequency(self) -> CategoryFrequency:
         """The counts of the annotations of this json, over all of its images."""
-        header = self.header
-        return CategoryFrequency.from_counts(
-            header.image_count, header.instance_count, num_images=len(self), groups=header.groups
-        )
+        return CategoryFrequency.of_counts(self.header.counts)
 
 
 class RecordList(SequenceABC):
@@ -173,11 +170,6 @@ class RecordList(SequenceABC):
         return (self.table.classes(row, with_crowd) for row in self._rows)
 
 
-def contiguous_ids(categories: Sequence[Category]) -> Dict[int, int]:
-    """Map category ids, which may have gaps, to ``0..K-1`` in the order of the ids."""
-    return {category_id: label for label, category_id in enumerate(sorted(category.id for category in categories))}
-
-
 def pack(content: AnnotationFile, checksum: str, path: PathLike, out: BinaryIO) -> Header:
     """Check a parsed json and write its images, sorted by id, to ``out``.
 
@@ -191,43 +183,36 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: BinaryIO) 
         InputError: if ids are not unique, refer to nothing, or a segmentation is neither polygons nor a mask.
     """
     check_ids(content, path)
-    labels = contiguous_ids(content.categories)
-    by_image = _annotations_by_image(content)
-    has_annotations, has_image_labels = bool(content.annotations), content.has_image_labels
+    labels = content.contiguous_ids
+    by_image = content.annotations_by_image()
+    has_annotations, has_image_labels = content.has_annotations, content.has_image_labels
     record_ends, annotation_ends, classes, crowd = [], [], [], []
     position = 0
     for image in sorted(content.images, key=lambda image: image.id):
         annotations = by_image[image.id]
         record = image_record(image)
-        if has_image_labels:
-            record["not_exhaustive_category_ids"] = _sorted_labels(image.not_exhaustive_category_ids, labels)
+        image_labels = image_level_labels(image, annotations, labels) if has_image_labels else None
+        if image_labels is not None:
+            record["not_exhaustive_category_ids"] = image_labels.not_exhaustive
         if has_annotations:
             packed, polygons = _pack_annotations(annotations, labels, path)
             record["annotations"], record[_POLYGONS] = packed, polygons
             classes.extend([annotation["category_id"] for annotation in packed])
             crowd.extend([bool(annotation.get("iscrowd")) for annotation in packed])
-            if has_image_labels:
-                # From the raw annotations: a class that only a crowd or an invalid polygon shows is there all the same.
-                positive = _sorted_labels((annotation.category_id for annotation in annotations), labels)
-                record["image_labels"] = {
-                    "positive": positive,
-                    "negative": _sorted_labels(image.neg_category_ids, labels),
-                }
+            if image_labels is not None:
+                record["image_labels"] = {"positive": image_labels.positive, "negative": image_labels.negative}
         position += out.write(_ENCODER.encode(record))
         record_ends.append(position)
         annotation_ends.append(len(classes))
 
     num_listed = sum(map(len, by_image.values()))
-    image_count, instance_count = _count_categories(by_image, labels)
     return Header(
         checksum=checksum,
-        categories=sorted(content.categories, key=lambda category: category.id),
+        categories=content.sorted_categories,
         is_lvis=content.is_lvis,
         has_annotations=has_annotations,
         has_image_labels=has_image_labels,
-        groups=content.groups,
-        image_count=image_count.tolist(),
-        instance_count=instance_count.tolist(),
+        counts=content.counts(),
         record_ends=np.asarray(record_ends, np.int64).tobytes(),
         annotation_ends=np.asarray(annotation_ends, np.int64).tobytes(),
         annotation_classes=np.asarray(classes, np.int32).tobytes(),
@@ -235,27 +220,6 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: BinaryIO) 
         num_left_out=num_listed - len(classes),
         num_orphans=len(content.annotations or ()) - num_listed,
     )
-
-
-def _annotations_by_image(content: AnnotationFile) -> Dict[int, List[Annotation]]:
-    """Group the annotations by the id of their image; those of images that are not listed fall out."""
-    by_image: Dict[int, List[Annotation]] = {image.id: [] for image in content.images}
-    for annotation in content.annotations or ():
-        if annotation.image_id in by_image:
-            by_image[annotation.image_id].append(annotation)
-    return by_image
-
-
-def _count_categories(by_image: Dict[int, List[Annotation]], labels: Dict[int, int]) -> Tuple[np.ndarray, np.ndarray]:
-    """Return images and instances of each class, int64 ``[K]`` each, crowd regions left out."""
-    counted = [[labels[one.category_id] for one in annotations if not one.iscrowd] for annotations in by_image.values()]
-    instances = np.fromiter(chain.from_iterable(counted), np.int64)
-    images = np.fromiter(chain.from_iterable(map(set, counted)), np.int64)
-    return np.bincount(images, minlength=len(labels)), np.bincount(instances, minlength=len(labels))
-
-
-def _sorted_labels(category_ids: Optional[Iterable[int]], labels: Dict[int, int]) -> List[int]:
-    return sorted({labels[category_id] for category_id in category_ids or ()})
 
 
 def image_record(image: Image) -> Record:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eql_d2.evaluation.backends import Evaluation, evaluate_results
+    from eql_d2.evaluation.backends import Evaluation, evaluate_results, evaluate_tasks
     from eql_d2.evaluation.build import build_evaluator
     from eql_d2.evaluation.evaluator import COCOEvaluator, LVISEvaluator
     from eql_d2.evaluation.loop import evaluate
@@ -20,6 +20,7 @@ _HOME = {
     "build_evaluator": "build",
     "evaluate": "loop",
     "evaluate_results": "backends",
+    "evaluate_tasks": "backends",
     "open_images_ap": "open_images",
 }
 
@@ -30,6 +31,7 @@ __all__ = [
     "build_evaluator",
     "evaluate",
     "evaluate_results",
+    "evaluate_tasks",
     "open_images_ap",
 ]
 

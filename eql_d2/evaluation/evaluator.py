@@ -2,7 +2,6 @@
 
 import json
 import logging
-import mmap
 import os
 import tempfile
 from collections import OrderedDict
@@ -14,9 +13,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from eql_d2.data.annotations import read_annotations
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
-from eql_d2.evaluation.backends import Evaluation, choose_backend, evaluate_results
+from eql_d2.evaluation.backends import choose_backend, evaluate_tasks
 from eql_d2.evaluation.instances import instances_to_results
 from eql_d2.evaluation.report import (
     CATEGORY_TABLE,
@@ -46,7 +46,7 @@ class InstanceEvaluator(DatasetEvaluator):
         output_dir: where to write; a temporary folder, deleted at the end, if it is ``None``.
         json_file: the annotation file, instead of the metadata's.
         tasks: "bbox", "segm" or both. "segm" is left out with a warning if the model predicts no masks.
-        backend: "auto", "hotcoco" or "lvis", see :func:`~eql_d2.evaluation.backends.evaluate_results`.
+        backend: "auto", "hotcoco" or "lvis", see :func:`~eql_d2.evaluation.backends.evaluate_tasks`.
         max_detections: detections that count, of each image (LVIS) or of each image and class (COCO).
         frequency: of the training set, for the groups and the training counts in the tables.
         fixed: add AP-fixed, APr-fixed, ... (LVIS only). It uses every detection that the model returns.
@@ -78,9 +78,12 @@ class InstanceEvaluator(DatasetEvaluator):
         self.fixed = fixed
         self.fingerprint = fingerprint
         self._json_file = _annotation_file(metadata, json_file)
-        given = metadata.get("has_annotations", None)
-        self._has_annotations = has_annotations(self._json_file) if given is None else bool(given)
-        ids = metadata.get("thing_dataset_id_to_contiguous_id", None) or _contiguous_ids(self._json_file)
+        given, ids = metadata.get("has_annotations", None), metadata.get("thing_dataset_id_to_contiguous_id", None)
+        if given is None or not ids:
+            content = read_annotations(self._json_file)
+            given = content.has_annotations if given is None else given
+            ids = ids or content.contiguous_ids
+        self._has_annotations = bool(given)
         self._category_ids = {contiguous: category_id for category_id, contiguous in ids.items()}
         self._frequency = frequency
         if frequency is not None and frequency.num_classes != len(self._category_ids):
@@ -187,19 +190,16 @@ class InstanceEvaluator(DatasetEvaluator):
         return results
 
     def _score(self, path: Path) -> Dict[str, Dict[str, float]]:
-        evaluations: Dict[Tuple[str, bool], Evaluation] = OrderedDict()
-        for task in self._scorable_tasks(path):
-            for fixed in (False, True) if self.fixed else (False,):
-                evaluations[task, fixed] = evaluate_results(
-                    self._json_file,
-                    path,
-                    task,
-                    backend=self.backend,
-                    max_detections=self.max_detections,
-                    fixed=fixed,
-                    groups=self._groups,
-                    protocol=self.protocol,
-                )
+        evaluations = evaluate_tasks(
+            self._json_file,
+            path,
+            self._scorable_tasks(path),
+            fixed=(False, True) if self.fixed else (False,),
+            backend=self.backend,
+            max_detections=self.max_detections,
+            groups=self._groups,
+            protocol=self.protocol,
+        )
         rows = category_rows(evaluations, self._training_counts())
         write_category_csv(rows, path.with_name(f"{CATEGORY_TABLE}.csv"))
         write_category_json(rows, path.with_name(f"{CATEGORY_TABLE}.json"))
@@ -249,17 +249,6 @@ class COCOEvaluator(InstanceEvaluator):
             self.fixed = False
 
 
-def has_annotations(path: str) -> bool:
-    """Tell whether an annotation file names ``"annotations"`` at all, without parsing it: a test set does not."""
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start = content.find(b'"annotations"')
-            value = content[start : start + 256]
-    return start >= 0 and not b"".join(value.split()).startswith(b'"annotations":[]')
-
-
 def _annotation_file(metadata, json_file: Optional[str]) -> str:
     """Return the local path of the annotation file.
 
@@ -273,13 +262,3 @@ def _annotation_file(metadata, json_file: Optional[str]) -> str:
     if not os.path.isfile(path):
         raise InputError(f"{path}: there is no such file; it should hold the annotations of {metadata.name!r}.")
     return path
-
-
-def _contiguous_ids(path: str) -> Dict[int, int]:
-    """Return ``{category id: contiguous class}`` of an annotation file, classes by ascending id."""
-    try:
-        with open(path) as file:
-            categories = json.load(file)["categories"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no annotation file in LVIS or COCO format ({error!r}).") from None
-    return {category_id: k for k, category_id in enumerate(sorted(category["id"] for category in categories))}

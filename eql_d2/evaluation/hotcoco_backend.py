@@ -26,7 +26,7 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
     if max_detections < 0 or max_detections > 300:
         # Mark them as capped, or hotcoco applies its default of 300 once more.
         detections = detections.cap_detections_per_image(None)
-    return _curves(ground_truth, hotcoco.COCOeval(ground_truth, detections, iou_type, lvis_style=True))
+    return _curves(hotcoco.COCOeval(ground_truth, detections, iou_type, lvis_style=True))
 
 
 def coco_curves(annotations: Any, results: Results, iou_type: str, max_detections: int) -> Curves:
@@ -38,29 +38,22 @@ def coco_curves(annotations: Any, results: Results, iou_type: str, max_detection
         detections = _load_detections(ground_truth, prepared, -1, source_name(results, "results"))
     evaluation = hotcoco.COCOeval(ground_truth, detections, iou_type)
     evaluation.params.max_dets = [max_detections if max_detections >= 0 else _NO_CAP]
-    return _curves(ground_truth, evaluation)
+    return _curves(evaluation)
 
 
 def load_ground_truth(annotations: Any):
-    """Return hotcoco's data set of an annotation file (a path) or of its parsed content.
+    """Return hotcoco's data set of an annotation file (a path) or of its parsed content, both checked before.
 
     Raises:
-        InputError: if the file is missing, no json, or without annotations.
+        InputError: if hotcoco refuses it all the same.
     """
     import hotcoco
 
-    source = source_name(annotations, "annotations")
     try:
-        ground_truth = hotcoco.COCO(os.fspath(annotations) if source != "annotations" else annotations)
-    except FileNotFoundError:
-        raise InputError(f"{source}: there is no such file; it should hold the annotations.") from None
+        return hotcoco.COCO(os.fspath(annotations) if isinstance(annotations, (str, os.PathLike)) else annotations)
     except (ValueError, OSError) as error:
+        source = source_name(annotations, "annotations")
         raise InputError(f"{source} is no annotation file in LVIS or COCO format ({_one_line(error)}).") from None
-    if not ground_truth.get_cat_ids() or not ground_truth.get_img_ids():
-        raise InputError(f"{source} has no 'categories' or no 'images'; an annotation file in LVIS format has both.")
-    if not ground_truth.get_ann_ids():
-        raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
-    return ground_truth
 
 
 def _load_detections(ground_truth, results: Results, cap: int, source: str):
@@ -129,19 +122,13 @@ def _with_positive_area(detections, source: str):
     return detections.filter(area_rng=positive, drop_empty_images=False)
 
 
-def _curves(ground_truth, evaluation) -> Curves:
+def _curves(evaluation) -> Curves:
     """Run hotcoco's evaluation and take precision and recall at the largest cap out of it."""
     evaluation.evaluate()
     evaluation.accumulate()
     accumulated = evaluation.eval
-    category_ids = list(evaluation.params.cat_ids)
-    records = ground_truth.cats
-    return Curves(
-        accumulated["precision"][..., -1].mean(axis=1),
-        accumulated["recall"][..., -1],
-        [records[i] for i in category_ids],
-        [len(ground_truth.get_img_ids(cat_ids=[i])) for i in category_ids],
-    )
+    order = np.argsort(evaluation.params.cat_ids)
+    return Curves(accumulated["precision"][..., -1].mean(axis=1)[:, order], accumulated["recall"][..., -1][:, order])
 
 
 def _one_line(error: Exception) -> str:

@@ -1,9 +1,11 @@
 """Precision and recall of every category, and the averages that papers print. Needs numpy only."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Dict, Sequence
 
 import numpy as np
+
+from eql_d2.data.groups import GROUPS
 
 AREAS = ("all", "small", "medium", "large")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -20,14 +22,12 @@ class Curves:
         precision: float64 ``[10 IoU thresholds, K, 4 areas]``, the mean over the 101 recalls; -1 for a category without
             ground truth of that size.
         recall: float64 ``[10 IoU thresholds, K, 4 areas]``; -1 likewise.
-        categories: the K category records of the annotation file, by ascending id.
-        image_counts: images of the evaluated set that show each category, K numbers.
+
+    The K categories are those of the annotation file, by ascending id.
     """
 
     precision: np.ndarray
     recall: np.ndarray
-    categories: List[Dict[str, Any]]
-    image_counts: Sequence[int]
 
 
 def mean_of_valid(values: np.ndarray) -> float:
@@ -55,7 +55,7 @@ def summarize(curves: Curves, groups: Sequence[str], max_detections: int) -> Dic
         metrics[f"AP{threshold * 100:.0f}"] = mean_of_valid(precision[row, :, 0])
     for i, area in enumerate(AREAS[1:], 1):
         metrics[f"AP{area[0]}"] = mean_of_valid(precision[..., i])
-    for group in "rcf":
+    for group in GROUPS:
         metrics[f"AP{group}"] = mean_of_valid(precision[:, letters == group, 0])
     cap = f"@{max_detections}" if max_detections >= 0 else ""
     for i, area in enumerate(AREAS):
@@ -66,25 +66,6 @@ def summarize(curves: Curves, groups: Sequence[str], max_detections: int) -> Dic
 def category_ap(curves: Curves) -> np.ndarray:
     """Return AP of each category at all areas, float64 ``[K]`` in [0, 1]; NaN without ground truth."""
     return np.array([mean_of_valid(curves.precision[:, k, 0]) for k in range(curves.precision.shape[1])])
-
-
-def resolve_groups(curves: Curves, groups: Mapping[int, str] = ()) -> List[str]:
-    """Return the letter r, c or f of each category.
-
-    In this order: the letters in ``groups`` (category id to letter), the letters in the annotation file, LVIS's bounds
-    on the training counts in the annotation file (``image_count``), LVIS's bounds on the images of the evaluated set.
-    """
-    groups = dict(groups)
-    letters = []
-    for category, image_count in zip(curves.categories, curves.image_counts):
-        letter = groups.get(category["id"], category.get("frequency"))
-        if letter not in ("r", "c", "f"):
-            # Only here, because it imports torch, which takes longer than the whole evaluation of a small set.
-            from eql_d2.data.groups import frequency_group
-
-            letter = frequency_group(category.get("image_count", image_count))
-        letters.append(letter)
-    return letters
 
 
 def format_value(value: float, scale: float = 100.0, digits: int = 2) -> str:

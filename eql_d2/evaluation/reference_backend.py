@@ -42,11 +42,8 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
     evaluation = lvis.LVISEval(ground_truth, lvis.LVISResults(ground_truth, detections, max_detections), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
-    return Curves(
-        evaluation.eval["precision"].mean(axis=1),
-        evaluation.eval["recall"],
-        *_categories(content, evaluation.params.cat_ids),
-    )
+    order = np.argsort(evaluation.params.cat_ids)
+    return Curves(evaluation.eval["precision"].mean(axis=1)[:, order], evaluation.eval["recall"][:, order])
 
 
 def coco_curves(annotations: Any, results: Results, iou_type: str, max_detections: int) -> Curves:
@@ -71,11 +68,9 @@ def coco_curves(annotations: Any, results: Results, iou_type: str, max_detection
         evaluation.params.maxDets = [max_detections if max_detections >= 0 else max(len(detections), 1)]
         evaluation.evaluate()
         evaluation.accumulate()
-    return Curves(
-        evaluation.eval["precision"][..., -1].mean(axis=1),
-        evaluation.eval["recall"][..., -1],
-        *_categories(content, evaluation.params.catIds),
-    )
+    order = np.argsort(evaluation.params.catIds)
+    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
+    return Curves(precision.mean(axis=1)[:, order], recall[:, order])
 
 
 def import_lvis() -> types.ModuleType:
@@ -103,25 +98,11 @@ def import_lvis() -> types.ModuleType:
 
 
 def load_annotations(annotations: Any) -> Dict[str, Any]:
-    """Return the parsed annotation file, or a copy of parsed content whose records may be changed.
-
-    Raises:
-        InputError: if the file is missing, no json, or without annotations.
-    """
-    source = source_name(annotations, "annotations")
+    """Return the parsed annotation file, or a copy of parsed content, checked before; its records may be changed."""
     content = annotations
     if isinstance(annotations, (str, os.PathLike)):
-        try:
-            with open(annotations) as file:
-                content = json.load(file)
-        except FileNotFoundError:
-            raise InputError(f"{source}: there is no such file; it should hold the annotations.") from None
-        except ValueError as error:
-            raise InputError(f"{source} is not valid json ({error}); is the download complete?") from None
-    if not isinstance(content, dict) or not content.get("categories") or not content.get("images"):
-        raise InputError(f"{source} has no 'categories' or no 'images'; an annotation file in LVIS format has both.")
-    if not content.get("annotations"):
-        raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
+        with open(annotations, "rb") as file:
+            content = json.load(file)
     lists = {key: [dict(record) for record in content[key]] for key in ("images", "annotations", "categories")}
     return {**content, **lists}
 
@@ -161,13 +142,3 @@ def _best_of_each_category(detections: List[Dict[str, Any]], limit: int) -> List
         of_category.setdefault(detection["category_id"], []).append(detection)
     best = (sorted(group, key=lambda record: record["score"], reverse=True)[:limit] for group in of_category.values())
     return [detection for group in best for detection in group]
-
-
-def _categories(content: Dict[str, Any], category_ids: List[int]):
-    """Return the records of the categories and the number of images that show each."""
-    records = {category["id"]: category for category in content["categories"]}
-    images = {category_id: set() for category_id in category_ids}
-    for annotation in content["annotations"]:
-        if annotation["category_id"] in images:
-            images[annotation["category_id"]].add(annotation["image_id"])
-    return [records[i] for i in category_ids], [len(images[i]) for i in category_ids]

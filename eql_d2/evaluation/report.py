@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from eql_d2.data.groups import GROUP_COLORS, GROUP_NAMES
-from eql_d2.evaluation.backends import Evaluation
+from eql_d2.evaluation.backends import Evaluations
 from eql_d2.evaluation.metrics import format_value
 from eql_d2.files import write_whole
 from eql_d2.plotting import panels, save_figure
@@ -24,13 +24,13 @@ def metric_name(name: str, fixed: bool) -> str:
 
 
 def category_rows(
-    evaluations: Mapping[Tuple[str, bool], Evaluation],
+    evaluations: Evaluations,
     training_counts: Optional[Mapping[int, Tuple[int, int]]] = None,
 ) -> List[Dict[str, Any]]:
     """Return one row for each category: id, name, group, counts, AP in percent.
 
     Args:
-        evaluations: by (IoU type, whether it is AP-fixed); all of the same annotation file.
+        evaluations: of :func:`~eql_d2.evaluation.backends.evaluate_tasks`.
         training_counts: (images, instances) in the training set by category id: the columns ``train_images`` and
             ``train_instances``. Without it, ``image_count`` and ``instance_count`` as the annotation file has them: in
             some releases of LVIS val these are the counts of val, so they are not called training counts.
@@ -41,11 +41,11 @@ def category_rows(
     first = next(iter(evaluations.values()))
     rows = []
     for k, category in enumerate(first.categories):
-        row = {"id": category["id"], "name": category.get("name", str(category["id"])), "group": first.groups[k]}
+        row = {"id": category.id, "name": category.name, "group": first.groups[k]}
         if training_counts is None:
-            row.update({key: category.get(key) for key in ("image_count", "instance_count")})
+            row.update(image_count=category.image_count, instance_count=category.instance_count)
         else:
-            row["train_images"], row["train_instances"] = training_counts.get(category["id"], (None, None))
+            row["train_images"], row["train_instances"] = training_counts.get(category.id, (None, None))
         for (iou_type, fixed), evaluation in evaluations.items():
             ap = evaluation.category_ap[k]
             row[f"{iou_type}_{metric_name('AP', fixed)}"] = None if np.isnan(ap) else 100 * float(ap)
@@ -67,7 +67,7 @@ def write_category_json(rows: Sequence[Mapping[str, Any]], path: Union[str, os.P
     write_whole(path, json.dumps(list(rows), indent=1))
 
 
-def format_metrics(evaluations: Mapping[Tuple[str, bool], Evaluation]) -> str:
+def format_metrics(evaluations: Evaluations) -> str:
     """Return a Markdown table, one row for each IoU type, metrics in percent, "n/a" without ground truth."""
     lines = []
     columns: Optional[List[str]] = None

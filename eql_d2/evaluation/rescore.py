@@ -1,13 +1,11 @@
 """Score a results file without a model: what tools/evaluate_lvis.py does."""
 
-import json
-import mmap
-import os
 from pathlib import Path
 from typing import Dict, Optional, Sequence, Tuple
 
+from eql_d2.data.annotations import check_ids, read_annotations
 from eql_d2.errors import InputError
-from eql_d2.evaluation.backends import Evaluation, evaluate_results
+from eql_d2.evaluation.backends import evaluate_tasks
 from eql_d2.evaluation.report import (
     category_rows,
     count_column,
@@ -52,22 +50,20 @@ def rescore(
     """
     if per_category is not None and per_category.suffix not in _WRITERS:
         raise InputError(f"--per-category {per_category} must end in .csv or .json.")
-    protocol = "lvis" if names_negative_sets(annotations) else "coco"
-    cap = _DEFAULT_CAP[protocol] if max_detections is None else max_detections
+    content = read_annotations(annotations)
+    protocol = "lvis" if content.is_lvis else "coco"
+    del content
     groups, training_counts = _training_set(train_json) if train_json is not None else ({}, None)
-    evaluations: Dict[Tuple[str, bool], Evaluation] = {}
-    for task in iou_type or _iou_types(results):
-        for is_fixed in (False, True) if fixed else (False,):
-            evaluations[task, is_fixed] = evaluate_results(
-                annotations,
-                results,
-                task,
-                backend=backend,
-                max_detections=cap,
-                fixed=is_fixed,
-                groups=groups,
-                protocol=protocol,
-            )
+    evaluations = evaluate_tasks(
+        annotations,
+        results,
+        iou_type or _iou_types(results),
+        fixed=(False, True) if fixed else (False,),
+        backend=backend,
+        max_detections=_DEFAULT_CAP[protocol] if max_detections is None else max_detections,
+        groups=groups,
+        protocol=protocol,
+    )
     rows = category_rows(evaluations, training_counts)
     if per_category is not None:
         _WRITERS[per_category.suffix](rows, per_category)
@@ -79,24 +75,6 @@ def rescore(
             )
         plot_categories(rows, [column for column in rows[0] if "_AP" in column], plot)
     return f"{protocol.upper()} protocol, AP and AR in percent\n\n{format_metrics(evaluations)}"
-
-
-def names_negative_sets(path: Path) -> bool:
-    """Tell an annotation file in LVIS format, whose images have ``neg_category_ids``, from one in COCO format.
-
-    Raises:
-        InputError: if the file is missing or empty.
-    """
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise InputError(f"{path} is empty; it should hold the annotations.")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return content.find(b'"neg_category_ids"') >= 0
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; it should hold the annotations.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}).") from None
 
 
 def _iou_types(results: Path) -> Sequence[str]:
@@ -112,12 +90,8 @@ def _iou_types(results: Path) -> Sequence[str]:
 
 def _training_set(path: Path) -> Tuple[Dict[int, str], Dict[int, Tuple[int, int]]]:
     """Return the group and the (images, instances) of each category id of a training json."""
-    from eql_d2.data.frequency import CategoryFrequency  # imports torch
-
-    frequency = CategoryFrequency.from_json(path)
-    content = json.loads(path.read_text())
-    if "categories" not in content:
-        raise InputError(f"{path} has no 'categories'; --train-json needs the training annotations themselves.")
-    ids = sorted(category["id"] for category in content["categories"])
-    counts = zip(frequency.image_count.tolist(), frequency.instance_count.tolist())
-    return dict(zip(ids, frequency.groups)), dict(zip(ids, counts))
+    content = read_annotations(path)
+    check_ids(content, path)
+    counts = content.counts()
+    ids = list(content.contiguous_ids)
+    return dict(zip(ids, counts.groups)), dict(zip(ids, zip(counts.image_count, counts.instance_count)))

@@ -2,18 +2,25 @@
 
 import contextlib
 import json
+import mmap
 import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
+import numpy as np
+import pycocotools.mask as mask_util
+
+from eql_d2.data.annotations import is_valid_polygon
 from eql_d2.errors import InputError
 
 Results = Union[str, os.PathLike, Sequence[Dict[str, Any]]]
 #: What a detection must carry to be evaluated, by IoU type: one of these.
 _SHAPES = {"bbox": ("bbox", "segmentation"), "segm": ("segmentation",)}
 _BLOCK = 1 << 24
+# Of a mask that is no compressed text: polygons, or run lengths as numbers. No other value holds a quotation mark.
+_UNENCODED = re.compile(rb'"(?:segmentation|counts)"\s*:\s*\[')
 _BOX_THEN_COMMA = re.compile(rb'"bbox"\s*:\s*\[[^\]]*\]\s*,\s*')
 _COMMA_THEN_BOX = re.compile(rb',\s*"bbox"\s*:\s*\[[^\]]*\]')
 
@@ -91,6 +98,66 @@ def for_iou_type(results: Results, iou_type: str) -> Iterator[Results]:
             yield path
     else:
         yield without_boxes(results)
+
+
+def with_encoded_masks(results: Results, sizes: Mapping[int, Tuple[int, int]]) -> Results:
+    """Return results all of whose masks are compressed run lengths, as evaluators need them.
+
+    Polygons and run lengths as numbers are encoded, as the reference's ``ann_to_rle`` does it for annotations. A file
+    without them, which is the rule, is not parsed.
+
+    Args:
+        results: a path or detections.
+        sizes: height and width of each image, by its id.
+
+    Raises:
+        InputError: if a mask is neither polygons nor run lengths.
+    """
+    if isinstance(results, (str, os.PathLike)) and not _has_unencoded_masks(results):
+        return results
+    source = source_name(results, "results")
+    detections = load_detections(results)
+    for record in detections:
+        # An image that is not known is told by the evaluators, with the other ids.
+        if "segmentation" in record and record.get("image_id") in sizes:
+            try:
+                record["segmentation"] = encode_segmentation(record["segmentation"], *sizes[record["image_id"]])
+            except (TypeError, ValueError, KeyError, IndexError) as error:
+                raise InputError(
+                    f"{source}: a detection of image_id {record['image_id']} has a segmentation that is neither a list "
+                    f"of polygons nor a run-length mask ({error!r})."
+                ) from None
+    return detections
+
+
+def _has_unencoded_masks(path: Union[str, os.PathLike]) -> bool:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _UNENCODED.search(content) is not None
+
+
+def encode_segmentation(segmentation: Any, height: int, width: int) -> Dict[str, Any]:
+    """Return a mask as compressed run lengths, with ``counts`` as text.
+
+    Args:
+        segmentation: polygons, of which those of less than three points are left out as in annotations, or a dict with
+            ``size`` and ``counts``: numbers, text or bytes.
+        height, width: of the image, in pixels.
+    """
+    if isinstance(segmentation, dict):
+        encoded = segmentation
+        if not isinstance(segmentation["counts"], (str, bytes)):
+            encoded = mask_util.frPyObjects(segmentation, *segmentation["size"])
+    else:
+        polygons = [polygon for polygon in segmentation if is_valid_polygon(polygon)]
+        if polygons:
+            encoded = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+        else:
+            encoded = mask_util.encode(np.zeros((height, width), np.uint8, order="F"))
+    counts = encoded["counts"]
+    return {"size": list(encoded["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def without_boxes(detections: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Both back ends against a plain call of lvis 0.5.3, on every case that tells evaluators apart."""
 
+import copy
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
+from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import evaluate_results
 from tests.evaluation.helpers import (
     HEIGHT,
@@ -188,6 +190,59 @@ def test_masks_of_a_file_with_boxes_anywhere_in_the_record(box_last, tmp_path, m
     detections = make_detections(rng, ground_truth)
     detections = [{key: record[key] for key in (keys if box_last else keys[::-1])} for record in detections]
     check(ground_truth, detections, tmp_path, ("segm",))
+
+
+def encoded_as(detections, form):
+    """Return the detections with the same masks in another form; all of them are boxes with whole corners."""
+    converted = []
+    for record in detections:
+        x, y, w, h = record["bbox"]
+        if form == "polygons":
+            # The degenerate one has no area and is left out.
+            mask = [[x, y, x + w, y, x + w, y + h, x, y + h], [x, y, x + w, y + h]]
+        else:
+            binary = mask_util.decode(record["segmentation"])
+            flat = binary.flatten(order="F")
+            changes = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
+            mask = {"size": list(binary.shape), "counts": np.diff([0, *changes, flat.size]).tolist()}
+            if form == "bytes":
+                mask = mask_util.frPyObjects(mask, *mask["size"])
+        converted.append({**record, "segmentation": mask})
+    return converted
+
+
+@pytest.mark.parametrize("with_boxes", [True, False], ids=["boxes", "masks only"])
+@pytest.mark.parametrize("form", ["polygons", "numbers", "bytes", "mixed"])
+def test_forms_of_masks(tmp_path, form, with_boxes):
+    rng = np.random.default_rng(15)
+    ground_truth = make_ground_truth(rng)
+    detections = make_detections(rng, ground_truth)
+    if form == "mixed":
+        other = detections[:100] + encoded_as(detections[100:200], "polygons") + encoded_as(detections[200:], "numbers")
+    else:
+        other = encoded_as(detections, form)
+    if not with_boxes:
+        detections, other = ([{k: v for k, v in one.items() if k != "bbox"} for one in d] for d in (detections, other))
+    before = copy.deepcopy(other)
+    sources = [other]
+    if form != "bytes":  # which json does not hold
+        sources.append(tmp_path / "results.json")
+        sources[1].write_text(json.dumps(other, indent=1))
+    for task in ("segm", "bbox"):
+        expected = evaluate_results(ground_truth, detections, task, backend="lvis")
+        for source in sources:
+            for backend in BACKENDS:
+                found = evaluate_results(ground_truth, source, task, backend=backend)
+                assert_equal(found, expected.metrics, expected.category_ap)
+    assert other == before
+
+
+@pytest.mark.parametrize("mask", [3, [["a"] * 6], {"size": [120, 160]}, {"counts": [3]}])
+def test_masks_that_are_none(mask):
+    ground_truth = one_image([[10, 10, 30, 30]])
+    for backend in BACKENDS:
+        with pytest.raises(InputError, match="image_id 1 has a segmentation that is neither"):
+            evaluate_results(ground_truth, [{**detect([[10, 10, 30, 30]])[0], "segmentation": mask}], backend=backend)
 
 
 def test_not_exhaustive_category_without_ground_truth(tmp_path):

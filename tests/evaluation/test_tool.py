@@ -71,11 +71,23 @@ def test_groups_without_ground_truth_print_as_not_available(files):
 def test_coco_annotations_are_told_apart(files):
     (gt, results), ground_truth, detections = files
     for image in ground_truth["images"]:
-        del image["neg_category_ids"]
+        del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+    for category in ground_truth["categories"]:
+        del category["frequency"]
     gt.write_text(json.dumps(ground_truth))
     table = rescore(results, gt, ["bbox"])
     expected = evaluate_results(ground_truth, detections, protocol="coco", max_detections=100).metrics["AP"]
     assert table.startswith("COCO") and f"| box | {100 * expected:.2f} |" in table
+
+
+def test_letters_alone_make_it_lvis(files):
+    (gt, results), ground_truth, detections = files
+    for image in ground_truth["images"]:
+        del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+    gt.write_text(json.dumps(ground_truth))
+    expected = evaluate_results(ground_truth, detections).metrics["AP"]
+    table = rescore(results, gt, ["bbox"])
+    assert table.startswith("LVIS") and f"| box | {100 * expected:.2f} |" in table
 
 
 def test_json_table(files, tmp_path):
@@ -137,7 +149,7 @@ def test_damaged_annotations(files, tmp_path, backend):
     message(gt.read_text()[:-20])
     message([])
     assert "no 'annotations'" in message({**ground_truth, "annotations": []})
-    assert "'categories'" in message({key: value for key, value in ground_truth.items() if key != "categories"})
+    assert "`categories`" in message({key: value for key, value in ground_truth.items() if key != "categories"})
     bad.unlink()
     with pytest.raises(InputError, match="no such file"):
         rescore(results, bad, ["bbox"], backend=backend)
