@@ -16,6 +16,7 @@ COMMANDS = {
     "train-two-stage": "train a detector, then its classifier alone",
     "evaluate": "score a results file in LVIS or COCO format",
     "calibrate": "collect the logit statistics of a trained model",
+    "schedule": "images of an epoch, iterations and epochs of a config on its data",
     "predict": "detections of a trained model on images or a video",
     "reproduce": "run the tables of the papers and print them beside the published numbers",
     "analyze": "gradients, probabilities, weights, AP and confusion of trained classifiers",

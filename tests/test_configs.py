@@ -3,6 +3,7 @@
 import json
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -12,8 +13,8 @@ from eql_d2.config import get_cfg, load_config
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.engine.trainer import describe_experiment
 from eql_d2.experiments.references import leaves
-from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics
-from tests.conftest import CONFIGS
+from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics, RunningLogitStatistics
+from tests.conftest import CONFIGS, ROOT
 
 LEAVES = leaves()
 #: Folders of the configs that are no method's.
@@ -68,7 +69,8 @@ def counts_folder(tmp_path_factory):
             folder.mkdir()
             counts = [max(1, int(2000 * 0.99**j)) for j in range(num_classes)]
             CategoryFrequency.from_counts(counts, num_images=57263).save(folder / "frequency.json")
-            LogitStatistics(num_classes + 1).save(folder / "statistics.pth")
+            for kind in (LogitStatistics, RunningLogitStatistics):
+                kind(num_classes + 1).save(folder / f"statistics_{kind.regions}.pth")
         return folder
 
     return write
@@ -94,7 +96,7 @@ def test_leaf(path, counts_folder):
     node = cfg.MODEL.LONG_TAIL
     node.FREQUENCY = str(folder / "frequency.json")
     if node.CALIBRATION.LOGN.STATISTICS:
-        node.CALIBRATION.LOGN.STATISTICS = str(folder / "statistics.pth")
+        node.CALIBRATION.LOGN.STATISTICS = str(folder / f"statistics_{node.CALIBRATION.LOGN.REGIONS}.pth")
     model = build_model(cfg)
     losses = describe_experiment(cfg, model)["classifier_losses"]
     heads = cfg.MODEL.ROI_HEADS.NAME
@@ -210,3 +212,18 @@ def test_configs_survive_a_dump(tmp_path):
     cfg = load_config(str(CONFIGS / "mini/eql.yaml"))
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert json.dumps(load_config(str(tmp_path / "config.yaml"))) == json.dumps(cfg)
+
+
+def test_the_tail_of_lvis_v1_is_rare_and_common():
+    """What 1.76e-3 takes in on v0.5; the same share would take in 78 frequent classes of v1. EQL's is its release's."""
+    with np.load(ROOT / "tests/golden/lvis_v1_image_count.npz") as arrays:
+        frequency = CategoryFrequency.from_counts(
+            arrays["image_count"].astype(int), num_images=100_170, groups=arrays["groups"].tolist()
+        )
+    is_frequent = [group == "f" for group in frequency.groups]
+    assert sum(is_frequent[j] for j in frequency.tail_mask(1.76e-3).nonzero().flatten().tolist()) == 78
+    for name, classes, of_frequent in (("seql", 798, 0), ("droploss", 798, 0), ("eql", 815, 17)):
+        node = load(CONFIGS / f"LVISv1/{name}/mask_rcnn_R_50_FPN_1x.yaml").MODEL.LONG_TAIL
+        tail = frequency.tail_mask(node[name.upper()].LAMBDA)
+        assert tail.sum() == classes
+        assert sum(is_frequent[j] for j in tail.nonzero().flatten().tolist()) == of_frequent
