@@ -5,7 +5,7 @@ A call for each image would cost more than the network's step: images that get t
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ def auto_augment(images: Tensor, policy: str, generator: Optional[torch.Generato
     chosen = torch.randint(0, len(sub_policies), (len(images),), generator=generator)
     chance, sign = torch.rand(2, len(images), 2, generator=generator)
     for step in range(2):
-        groups = {}
+        groups: Dict[Tuple[str, Optional[int], bool], List[int]] = {}
         for index, (which, probability, negative) in enumerate(
             zip(chosen.tolist(), chance[:, step].tolist(), (sign[:, step] < 0.5).tolist())
         ):
@@ -114,8 +114,8 @@ def auto_augment(images: Tensor, policy: str, generator: Optional[torch.Generato
             if probability <= least:
                 groups.setdefault((name, level, negative and name in _SIGNED), []).append(index)
         for (name, level, negative), members in groups.items():
-            members = torch.tensor(members)
-            images[members] = apply_operation(images[members], name, level, negative)
+            where = torch.tensor(members)
+            images[where] = apply_operation(images[where], name, level, negative)
     return images
 
 

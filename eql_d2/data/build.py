@@ -1,7 +1,7 @@
 """Data loaders for training and testing, made of Detectron2's parts."""
 
 import logging
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, cast
 
 import numpy as np
 import torch.utils.data as torchdata
@@ -104,7 +104,8 @@ def long_tail_dataset_dicts(names: Sequence[str], filter_empty: bool = True) -> 
                 f"{describe_dataset(name)} has no image with an instance; with "
                 f"DATALOADER.FILTER_EMPTY_ANNOTATIONS False its other images are used."
             )
-    return parts[0] if len(parts) == 1 else ConcatenatedRecords(parts)
+    # To torch's types a data set is no sequence.
+    return parts[0] if len(parts) == 1 else cast(Sequence[Record], ConcatenatedRecords(cast(Any, parts)))
 
 
 class ConcatenatedRecords(torchdata.ConcatDataset):
@@ -113,7 +114,7 @@ class ConcatenatedRecords(torchdata.ConcatDataset):
     @property
     def parts(self) -> List[Sequence[Record]]:
         """The lists, in order."""
-        return self.datasets
+        return cast(List[Sequence[Record]], self.datasets)
 
 
 def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record]) -> torchdata.Sampler:

@@ -119,7 +119,7 @@ def load_image_list(path: PathLike, images: PathLike, classes: Optional[PathLike
     Raises:
         InputError: naming the first line that is not of this form.
     """
-    records = []
+    records: List[Record] = []
     for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -333,8 +333,9 @@ class _ArchiveFiles:
             try:
                 with tarfile.open(self.path) as archive:
                     for member in archive.getmembers():
-                        if member.isfile():
-                            self.contents[Path(member.name).name] = archive.extractfile(member).read()
+                        file = archive.extractfile(member) if member.isfile() else None
+                        if file is not None:
+                            self.contents[Path(member.name).name] = file.read()
             except (tarfile.TarError, EOFError, OSError) as error:
                 raise InputError(f"{path} is no CIFAR archive, or an incomplete one ({error}).") from None
 

@@ -1,7 +1,7 @@
 """Samplers that Detectron2 does not have."""
 
 import itertools
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterable, Iterator, List, Optional
 
 import torch
 from detectron2.utils import comm
@@ -26,7 +26,7 @@ class ClassAwareSampler(Sampler):
         InputError: if no image shows any class.
     """
 
-    def __init__(self, image_classes: Sequence[Sequence[int]], seed: Optional[int] = None):
+    def __init__(self, image_classes: Iterable[Iterable[int]], seed: Optional[int] = None):
         self._images_of_class = _images_of_class(image_classes)
         if not self._images_of_class:
             raise InputError("ClassAwareSampler needs annotated images, and no image of the training set has a class.")
@@ -45,7 +45,7 @@ class ClassAwareSampler(Sampler):
             yield next(streams[index])
 
 
-def _images_of_class(image_classes: Sequence[Sequence[int]]) -> List[Tensor]:
+def _images_of_class(image_classes: Iterable[Iterable[int]]) -> List[Tensor]:
     """Return the images of each class that has any, in the order of the labels."""
     images: Dict[int, List[int]] = {}
     for image, classes in enumerate(image_classes):

@@ -76,7 +76,7 @@ def freeze(model: nn.Module, trainable: str) -> None:
         if is_layer and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
             # nn.Module.train(), of this or any module above, calls train() of the instance.
-            module.train = partial(_stay_in_evaluation_mode, module)
+            module.train = partial(_stay_in_evaluation_mode, module)  # type: ignore[method-assign]
 
 
 def _stay_in_evaluation_mode(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -147,7 +147,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         rows = []
         for label, (name, accuracy) in enumerate(zip(names, per_class)):
             row = {"id": label, "name": str(name), "group": None if shots is None else shots[label]}
-            row["train_images"] = None if shots is None else int(self._frequency.image_count[label])
+            row["train_images"] = None if self._frequency is None else int(self._frequency.image_count[label])
             row["test_images"] = int(test_images[label])
             row["accuracy"] = None if np.isnan(accuracy) else 100 * float(accuracy)
             rows.append(row)

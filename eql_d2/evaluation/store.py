@@ -49,14 +49,16 @@ class PredictionStore:
         """Open this process's file and return the ids of the images that any process has finished."""
         done = {entry[0] for entry in self._entries()}
         is_new = not self._path.exists()
-        self._file = self._path.open("ab")
+        file = self._file = self._path.open("ab")
         if is_new:
-            self._file.write(json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
-            self._file.flush()
+            file.write(json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
+            file.flush()
         return done
 
     def append(self, image_id: int, detections: List[Dict[str, Any]]) -> None:
         """Write one image's detections, in the submission format, and hand them to the operating system."""
+        if self._file is None:
+            raise ValueError(f"{self._path} is not open; call open() before append().")
         self._file.write(b"%d\t%s\n" % (image_id, json.dumps(detections).encode()))
         self._file.flush()
 

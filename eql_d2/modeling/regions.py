@@ -185,7 +185,7 @@ class Watcher:
 
     def __init__(
         self,
-        predictors: List[nn.Module],
+        predictors: Sequence[nn.Module],
         with_confusion: bool = False,
         frozen: bool = False,
         is_active: Callable[[], bool] = lambda: True,
