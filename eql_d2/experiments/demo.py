@@ -7,6 +7,7 @@ from typing import Dict, List, Optional, Sequence
 
 from eql_d2.config_files import get_config_file
 from eql_d2.experiments.jobs import Job, run_jobs
+from eql_d2.files import write_whole
 from eql_d2.mini.generate import STAMP, generate_mini_dataset
 
 METRICS = ("AP", "APr", "APc", "APf")
@@ -41,7 +42,7 @@ def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path
     table = comparison_table({job.name: job.results["results"] for job in jobs})
     print(f"\n{table}\n")
     path = output_dir / "table.md"
-    path.write_text(table + "\n")
+    write_whole(path, table + "\n")
     os.environ.update(environment)
     picture = draw_detections(jobs, output_dir / "detections.png")
     print(f"Table: {path}\nPicture: {picture}\n{time.monotonic() - start:.0f} s in total")

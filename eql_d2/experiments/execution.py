@@ -10,15 +10,15 @@ import platform
 import re
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import torch
 
 from eql_d2.experiments.jobs import ROOT
 from eql_d2.experiments.plan import PlannedRun, code_digest
+from eql_d2.experiments.scheduling import Processes, start_process
 from eql_d2.files import write_whole
 from eql_d2.run_folder import RunFolder
 
@@ -28,35 +28,6 @@ LOCK_FILE = "run.lock"
 _STOPPED = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL, 128 + signal.SIGTERM)
 FINISHED, FAILED, BUSY = "finished", "failed", "busy"
 RUNNING, INTERRUPTED, NOT_RUN = "running", "interrupted", "not run"
-
-
-class Processes:
-    """The processes that work for this one, so that they can be stopped when it is."""
-
-    def __init__(self):
-        self._running: List[subprocess.Popen] = []
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def wait(self, process: subprocess.Popen) -> Tuple[int, float]:
-        """Wait for a process; return its exit status and its peak resident memory, children included, in MiB."""
-        with self._lock:
-            self._running.append(process)
-            if self.stopped:
-                os.kill(process.pid, signal.SIGTERM)
-        _, status, usage = os.wait4(process.pid, 0)
-        with self._lock:
-            self._running.remove(process)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        return process.returncode, usage.ru_maxrss / 1024
-
-    def stop(self) -> None:
-        """End every process, and each that starts from now on."""
-        with self._lock:
-            self.stopped = True
-            for process in self._running:
-                # Not Popen.terminate(): it would collect the exit status that wait() is waiting for.
-                os.kill(process.pid, signal.SIGTERM)
 
 
 def execute(
@@ -91,7 +62,7 @@ def execute(
             return {"status": BUSY}
         if is_recorded(run, read_records(results_file)):
             return {"status": FINISHED}
-        start = functools.partial(_start, environment=environment or {}, lock=lock.fileno())
+        start = functools.partial(start_process, environment=environment or {}, keep_open=(lock.fileno(),))
         return _execute(run, results_file, run.commands(num_gpus), start, tidy, processes or Processes())
 
 
@@ -99,7 +70,7 @@ def _execute(
     run: PlannedRun,
     results_file: Path,
     commands: Sequence[List[str]],
-    start_process: Callable[[List[str], Path], subprocess.Popen],
+    launch: Callable[[List[str], Path], subprocess.Popen],
     tidy: bool,
     processes: Processes,
 ) -> Dict[str, Any]:
@@ -110,7 +81,7 @@ def _execute(
     start = time.monotonic()
     _write_state(run.folder, state)
     for command in commands:
-        code, peak = processes.wait(start_process(command, output.console_file))
+        code, peak = processes.wait(launch(command, output.console_file))
         state["seconds"] = seconds_before + time.monotonic() - start
         state["peak_memory_mib"] = max(peak, state.get("peak_memory_mib", 0.0))
         if code:
@@ -127,20 +98,6 @@ def _execute(
     state["status"] = FINISHED
     _write_state(run.folder, state)
     return {"status": FINISHED}
-
-
-def _start(command: List[str], console: Path, environment: Dict[str, str], lock: int) -> subprocess.Popen:
-    """Start a command that writes to ``console`` and holds the lock as long as it lives."""
-    with open(console, "ab") as log:
-        log.write(f"$ {' '.join(command)}\n".encode())
-        log.flush()
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            pass_fds=(lock,),
-        )
 
 
 def _record(run: PlannedRun, state: Dict[str, Any], content: Dict[str, Any]) -> Dict[str, Any]:

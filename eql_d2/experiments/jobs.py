@@ -1,15 +1,15 @@
 """Running trainings in processes of their own, several at a time, with one progress line for all."""
 
-import os
-import subprocess
 import sys
-import time
+from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from eql_d2.config_files import configs_root
 from eql_d2.errors import InputError
+from eql_d2.experiments.scheduling import Processes, Slots, start_process
 from eql_d2.run_folder import RunFolder
 
 #: The folder that ``configs`` lies in: the checkout, or the installed package.
@@ -41,6 +41,20 @@ class Job:
         arguments = ["--config-file", str(self.config_file), "--resume", "OUTPUT_DIR", str(self.output_dir)]
         return [*TRAIN, *arguments, *map(str, self.opts)]
 
+    def run(self, processes: Processes, environment: Mapping[str, str]) -> Optional[str]:
+        """Train and evaluate; return what went wrong, ``None`` if nothing did.
+
+        Args:
+            processes: what can stop it from another thread.
+            environment: variables besides the job's own.
+        """
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        console = self.folder.console_file
+        status, _ = processes.wait(start_process(self.command(), console, {**environment, **self.environment}))
+        if status == 0 and self.results is not None:
+            return None
+        return f"{self.name} failed: {self.folder.last_words()} (all of it in {console})"
+
     @property
     def results(self) -> Optional[Dict]:
         """What ``results.json`` holds, ``None`` until the run has finished."""
@@ -68,50 +82,16 @@ def run_jobs(
             end first.
     """
     waiting = [job for job in jobs if job.results is None]
-    running: Dict[subprocess.Popen, Job] = {}
-    failed: List[str] = []
-    threads = threads_per_job(min(parallel, len(waiting)))
-    last_report = time.monotonic()
+    slots = Slots(max(1, min(parallel, len(waiting))))
+    running = {slots.submit(partial(job.run, slots.processes)): job for job in waiting}
     try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                job = waiting.pop(0)
-                running[_start(job, threads)] = job
-            for process in [p for p in running if p.poll() is not None]:
-                job = running.pop(process)
-                if process.returncode or job.results is None:
-                    failed.append(_last_words(job))
-            if running and time.monotonic() - last_report >= period:
-                report(" | ".join(_progress_line(job) for job in running.values()))
-                last_report = time.monotonic()
-            time.sleep(0.2)
+        while wait(running, timeout=period).not_done:
+            report(" | ".join(_progress_line(job) for future, job in running.items() if future.running()))
     finally:
-        for process in running:
-            process.terminate()
+        slots.close()
+    failed = [error for error in (future.result() for future in running) if error]
     if failed:
         raise InputError("; ".join(failed))
-
-
-def threads_per_job(jobs: int) -> str:
-    """Return ``OMP_NUM_THREADS`` for jobs that run side by side: an equal share of the cores, and no more than is set.
-
-    More threads than cores wait for each other; who shares the machine with others sets the variable.
-
-    Args:
-        jobs: how many run at a time.
-    """
-    # What this process may use, where the system says so: a cluster's job has a few cores of a large machine.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // max(1, jobs))
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return str(min(share, int(given)) if given.isdecimal() and int(given) else share)
-
-
-def _start(job: Job, threads: str) -> subprocess.Popen:
-    job.output_dir.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, **job.environment}
-    with open(job.folder.console_file, "ab") as console:
-        return subprocess.Popen(job.command(), stdout=console, stderr=subprocess.STDOUT, env=environment)
 
 
 def _progress_line(job: Job) -> str:
@@ -120,7 +100,3 @@ def _progress_line(job: Job) -> str:
         return f"{job.name}: starting"
     eta = f", {metrics['eta_seconds']:.0f} s left" if "eta_seconds" in metrics else ""
     return f"{job.name}: iteration {metrics['iteration'] + 1}, loss {metrics['total_loss']:.2f}{eta}"
-
-
-def _last_words(job: Job) -> str:
-    return f"{job.name} failed: {job.folder.last_words()} (all of it in {job.folder.console_file})"

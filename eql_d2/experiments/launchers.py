@@ -1,18 +1,16 @@
 """Where the runs of a table are executed: on this machine, or on a SLURM cluster through submitit."""
 
 import functools
-import os
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Dict, Optional, Protocol
 
 import torch
 
 from eql_d2.errors import InputError
-from eql_d2.experiments.execution import Processes, execute
-from eql_d2.experiments.jobs import threads_per_job
+from eql_d2.experiments.execution import execute
 from eql_d2.experiments.plan import PlannedRun
+from eql_d2.experiments.scheduling import Slots
 
 
 class Launcher(Protocol):
@@ -48,42 +46,16 @@ class LocalLauncher:
         if wanted > available:
             raise InputError(f"{max(jobs, 1)} jobs of {gpus_per_job} GPUs need {wanted}; torch finds {available}.")
         self.slots = jobs or (available // gpus_per_job if gpus_per_job else 1)
-        self._free = list(range(self.slots))
-        self._gpus_per_job = gpus_per_job
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(self.slots)
-        self._processes = Processes()
+        self._places = Slots(self.slots, gpus_per_job)
         self._execute = functools.partial(
-            execute, results_file=results_file, num_gpus=gpus_per_job, tidy=tidy, processes=self._processes
+            execute, results_file=results_file, num_gpus=gpus_per_job, tidy=tidy, processes=self._places.processes
         )
 
     def submit(self, run: PlannedRun) -> Future:
-        return self._pool.submit(self._on_a_slot, run)
-
-    def _on_a_slot(self, run: PlannedRun) -> Dict[str, Any]:
-        with self._lock:
-            slot = self._free.pop(0)
-        try:
-            return self._execute(run, environment=self._environment(slot))
-        finally:
-            with self._lock:
-                self._free.append(slot)
-
-    def _environment(self, slot: int) -> Dict[str, str]:
-        threads = threads_per_job(self.slots)
-        if not self._gpus_per_job:
-            return {"OMP_NUM_THREADS": threads}
-        first = slot * self._gpus_per_job
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
-        return {
-            "CUDA_VISIBLE_DEVICES": ",".join(names[first : first + self._gpus_per_job]),
-            "OMP_NUM_THREADS": threads,
-        }
+        return self._places.submit(lambda environment: self._execute(run, environment=environment))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._processes.stop()
+        self._places.close()
 
 
 class SubmititLauncher:

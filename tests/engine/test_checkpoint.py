@@ -61,9 +61,8 @@ def test_an_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatc
     checkpointer.save("model")
     before = (tmp_path / "model.pth").read_bytes()
 
-    def die_half_way(data, path):
-        with open(path, "wb") as file:
-            file.write(b"half")
+    def die_half_way(data, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", die_half_way)

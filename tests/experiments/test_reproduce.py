@@ -331,9 +331,9 @@ def test_local_launcher_gives_each_job_its_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     launcher = LocalLauncher(tmp_path / "r.jsonl", gpus_per_job=2)
     assert launcher.slots == 4
-    assert launcher._environment(3)["CUDA_VISIBLE_DEVICES"] == "6,7"
+    assert launcher._places.environment(3)["CUDA_VISIBLE_DEVICES"] == "6,7"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,0,1,2,3")
-    assert launcher._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert launcher._places.environment(0)["CUDA_VISIBLE_DEVICES"] == "4,5"
     with pytest.raises(InputError, match="3 jobs of 4 GPUs need 12; torch finds 8"):
         LocalLauncher(tmp_path / "r.jsonl", jobs=3, gpus_per_job=4)
 
@@ -342,9 +342,9 @@ def test_local_launcher_shares_the_cores_and_keeps_to_what_is_set(monkeypatch, t
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     launcher = LocalLauncher(tmp_path / "r.jsonl", jobs=2)
-    assert launcher._environment(1) == {"OMP_NUM_THREADS": "4"}
+    assert launcher._places.environment(1) == {"OMP_NUM_THREADS": "4"}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launcher._environment(1) == {"OMP_NUM_THREADS": "1"}
+    assert launcher._places.environment(1) == {"OMP_NUM_THREADS": "1"}
 
 
 def test_locks_are_of_this_process_until_it_ends(tmp_path):
