@@ -73,6 +73,24 @@ def test_every_place_that_the_example_changes_is_there(tmp_path):
             assert block.content in path.read_text()
 
 
+def test_the_floors_are_those_of_the_linter():
+    """Every room of the package is in the table, in the order of the contract in pyproject.toml."""
+    tomllib = pytest.importorskip("tomllib")
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    floor_of = {
+        room: floor
+        for floor, rooms in enumerate(reversed(contract["layers"]))
+        for room in re.findall(r"\w+", rooms)
+        if room != "__main__"
+    }
+    package = ROOT / "eql_d2"
+    there = {room for room in floor_of if (package / room).is_dir() or (package / f"{room}.py").is_file()}
+    rows = re.search(r"\| room \|.*?\n\n", TEXT, re.DOTALL).group().splitlines()[2:]
+    told = [room for row in rows for room in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert set(told) == there
+    assert [floor_of[room] for room in told] == sorted(floor_of[room] for room in told)
+
+
 @pytest.mark.end_to_end
 def test_the_worked_example_is_complete(tmp_path):
     """The list of places is true: with them and no others, what the text says to run passes."""
