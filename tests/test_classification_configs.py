@@ -30,9 +30,10 @@ def _skip_initial_values():
 def test_leaf(path, tmp_path):
     cfg = load_config(str(path))
     num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    assert num_classes == {"cifar100lt": 100, "imagenet_lt": 1000, "inaturalist2018": 8142, "places_lt": 365}[
-        path.parent.name
-    ]
+    assert (
+        num_classes
+        == {"cifar100lt": 100, "imagenet_lt": 1000, "inaturalist2018": 8142, "places_lt": 365}[path.parent.name]
+    )
     counts = [max(1, int(500 * 0.99**label)) for label in range(num_classes)]
     CategoryFrequency.from_counts(counts, num_images=sum(counts)).save(tmp_path / "counts.json")
     cfg.MODEL.LONG_TAIL.FREQUENCY = str(tmp_path / "counts.json")

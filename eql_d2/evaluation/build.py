@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from typing import Optional, Union
 
 from detectron2.config import CfgNode
@@ -10,9 +11,11 @@ from detectron2.data import MetadataCatalog
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.classification import EVALUATOR_TYPE as CLASSIFICATION
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.registration import open_table
 from eql_d2.errors import InputError
 from eql_d2.evaluation.classification import ClassificationEvaluator
 from eql_d2.evaluation.evaluator import COCOEvaluator, InstanceEvaluator, LVISEvaluator
+from eql_d2.evaluation.metrics import FIXED_DETECTIONS_PER_CATEGORY
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
@@ -25,8 +28,9 @@ def build_evaluator(
     """Build the evaluator that a data set's metadata (``evaluator_type``) asks for.
 
     Reads ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``, ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``, which is
-    also the cap of the evaluation. With ``AP_FIXED`` that cap is ``AP_CAP`` (LVIS's 300) at most, so that a model may
-    return more for AP-fixed without changing AP.
+    also the cap of the evaluation. On an LVIS-format set, and with ``AP_FIXED``, that cap is ``AP_CAP`` (LVIS's 300) at
+    most, so that a model may return more without changing AP. Of a model that returns fewer than AP-fixed can count, a
+    warning says so.
 
     Args:
         cfg: with ``MODEL.LONG_TAIL``.
@@ -49,8 +53,11 @@ def build_evaluator(
     max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if cfg.MODEL.LONG_TAIL.AP_CAP < 1:
         raise InputError(f"MODEL.LONG_TAIL.AP_CAP is {cfg.MODEL.LONG_TAIL.AP_CAP}; it must be at least 1.")
-    if cfg.MODEL.LONG_TAIL.AP_FIXED and kind == "lvis":
-        max_detections = min(max_detections, cfg.MODEL.LONG_TAIL.AP_CAP)
+    if kind == "lvis" or cfg.MODEL.LONG_TAIL.AP_FIXED:
+        cap = cfg.MODEL.LONG_TAIL.AP_CAP
+        max_detections = cap if max_detections < 0 else min(max_detections, cap)
+    if kind == "lvis" and cfg.MODEL.LONG_TAIL.AP_FIXED:
+        _warn_of_few_detections(cfg, dataset_name)
     return _EVALUATORS[kind](
         dataset_name,
         output_dir,
@@ -61,6 +68,23 @@ def build_evaluator(
         fixed=cfg.MODEL.LONG_TAIL.AP_FIXED,
         fingerprint=settings_digest(cfg),
     )
+
+
+def fixed_detections_per_image(num_classes: int, num_images: int) -> int:
+    """Return how many detections of an image AP-fixed counts on average where every class has its 10,000."""
+    return math.ceil(num_classes * FIXED_DETECTIONS_PER_CATEGORY / num_images)
+
+
+def _warn_of_few_detections(cfg: CfgNode, dataset_name: str) -> None:
+    table = open_table(MetadataCatalog.get(dataset_name).json_file)
+    num_classes, num_images = len(table.class_names), len(table)
+    needed = fixed_detections_per_image(num_classes, num_images)
+    if 0 <= cfg.TEST.DETECTIONS_PER_IMAGE < needed:
+        logger.warning(
+            f"The model returns {cfg.TEST.DETECTIONS_PER_IMAGE} detections of an image, so AP-fixed on {dataset_name} "
+            f"is AP under that cap; {FIXED_DETECTIONS_PER_CATEGORY} of each of {num_classes} classes in {num_images} "
+            f"images need at least TEST.DETECTIONS_PER_IMAGE {needed}."
+        )
 
 
 def _training_frequency(cfg: CfgNode) -> Optional[CategoryFrequency]:

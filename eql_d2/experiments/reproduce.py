@@ -130,9 +130,7 @@ def _outcome(job) -> Mapping:
         return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
 
 
-def select_runs(
-    table: Table, runs_dir: Path, only: Optional[Sequence[str]] = None, code: str = ""
-) -> List[PlannedRun]:
+def select_runs(table: Table, runs_dir: Path, only: Optional[Sequence[str]] = None, code: str = "") -> List[PlannedRun]:
     """Return the runs of the rows ``only`` with those that they start from, in an order in which they can run.
 
     ``code`` is that of :class:`~eql_d2.experiments.plan.PlannedRun`.

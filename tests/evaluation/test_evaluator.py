@@ -15,10 +15,11 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 from torch import nn
 
-from eql_d2.config import get_cfg
+from eql_d2.config import AP_FIXED_DETECTIONS, get_cfg, load_config
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.evaluation import COCOEvaluator, LVISEvaluator, build_evaluator, evaluate, evaluate_results
+from eql_d2.evaluation.build import fixed_detections_per_image
 from tests.evaluation.helpers import HEIGHT, WIDTH, make_detections, make_ground_truth
 
 CATEGORY_IDS = [3 * k + 2 for k in range(8)]
@@ -221,7 +222,7 @@ def test_wrong_training_set_and_missing_json(scene, tmp_path):
         LVISEvaluator(name, json_file=str(tmp_path / "absent.json"))
 
 
-def test_build_evaluator(scene, tmp_path):
+def test_build_evaluator(scene, tmp_path, caplog):
     name, ground_truth, detections = scene
     MetadataCatalog.get(name).evaluator_type = "lvis"
     cfg = get_cfg()
@@ -234,10 +235,36 @@ def test_build_evaluator(scene, tmp_path):
     assert (tmp_path / "lvis_instances_results.json").is_file()
     cfg.MODEL.LONG_TAIL.AP_FIXED = cfg.MODEL.MASK_ON = True
     cfg.TEST.DETECTIONS_PER_IMAGE = 1000
-    evaluator = build_evaluator(cfg, name, str(tmp_path))
+    with caplog.at_level(logging.WARNING, "detectron2.eql_d2.evaluation"):
+        evaluator = build_evaluator(cfg, name, str(tmp_path))
+    assert "need at least TEST.DETECTIONS_PER_IMAGE 13334" in caplog.text  # 8 classes with 10,000 each, 6 images
     assert evaluator.fixed and evaluator.max_detections == 300 and evaluator.tasks == ("bbox", "segm")
+    caplog.clear()
+    cfg.TEST.DETECTIONS_PER_IMAGE = 13334
+    assert build_evaluator(cfg, name, str(tmp_path)).max_detections == 300
+    assert "AP-fixed" not in caplog.text
+    cfg.MODEL.LONG_TAIL.AP_FIXED = False
+    assert build_evaluator(cfg, name, str(tmp_path)).max_detections == 300, "whatever the model returns"
     with pytest.raises(InputError, match="evaluator_type None"):
         build_evaluator(cfg, "never registered", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [((300, 300), (3000, 300)), ((100, 300), (3000, 100)), ((60, 15), (60, 15)), ((5000, 300), (5000, 300))],
+)
+def test_ap_fixed_makes_the_model_return_enough(before, after):
+    """Pairs of TEST.DETECTIONS_PER_IMAGE and AP_CAP: AP counts what it would count without AP_FIXED."""
+    opts = ["TEST.DETECTIONS_PER_IMAGE", before[0], "MODEL.LONG_TAIL.AP_CAP", before[1], "MODEL.LONG_TAIL.AP_FIXED"]
+    plain, fixed = load_config("", [*opts, False]), load_config("", [*opts, True])
+    assert before == (plain.TEST.DETECTIONS_PER_IMAGE, plain.MODEL.LONG_TAIL.AP_CAP)
+    assert after == (fixed.TEST.DETECTIONS_PER_IMAGE, fixed.MODEL.LONG_TAIL.AP_CAP)
+    assert min(before) == min(after)
+
+
+def test_enough_for_both_versions_of_lvis():
+    assert fixed_detections_per_image(1230, 5000) == 2460 and fixed_detections_per_image(1203, 19809) == 608
+    assert AP_FIXED_DETECTIONS >= 2460
 
 
 def test_coco_set(scene, tmp_path):

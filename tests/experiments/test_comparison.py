@@ -202,4 +202,4 @@ def test_a_digest_of_code_does_not_see_comments_and_docstrings():
     said = '"""Module."""\n# why\ndef f(x):\n    """Add."""\n    return (x + 1)  # one\n\nclass A:\n    """An A."""\n'
     assert bare_source(plain) == bare_source(said)
     assert bare_source(plain) != bare_source(said.replace("x + 1", "x + 2"))
-    assert 'not a docstring' in bare_source('x = 1\n"not a docstring"')
+    assert "not a docstring" in bare_source('x = 1\n"not a docstring"')
