@@ -1,11 +1,13 @@
 """Training curves as pictures that go into a page."""
 
 import io
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
+
+from markupsafe import Markup
 
 from eql_d2.plotting import style
 from eql_d2.run_folder import RunFolder
-from eql_d2.visualization.page import Html, data_uri, tag
+from eql_d2.visualization.page import data_uri, render
 
 _EVALUATED = ("AP", "APr", "APc", "APf")
 
@@ -27,20 +29,22 @@ def _is_repeated(runs: Sequence[RunFolder], key: str) -> bool:
     return any(len(run.series(key)) > 1 for run in runs)
 
 
-def curves(runs: Sequence[RunFolder]) -> Html:
-    """Return a figure for each of :func:`curve_keys`, with a line for each run."""
-    return tag("div", *(_figure(runs, key) for key in curve_keys(runs)), class_="plots")
+def curves(runs: Sequence[RunFolder]) -> Markup:
+    """Return a figure for each of :func:`curve_keys`, with a line for each run that has a history."""
+    missing = [run.name for run in runs if not run.history]
+    figures = [_figure(runs, key) for key in curve_keys(runs)] if len(missing) < len(runs) else []
+    return render("training", missing=missing, figures=figures)
 
 
-def _figure(runs: Sequence[RunFolder], key: str) -> Html:
+def _figure(runs: Sequence[RunFolder], key: str) -> Dict[str, str]:
     series = [(run.name, run.series(key)) for run in runs]
     series = [(name, points) for name, points in series if points]
     described = [
         f"{name}: {points[0][1]:.4g} at iteration {points[0][0]}, {points[-1][1]:.4g} at {points[-1][0]}"
         for name, points in series
     ]
-    drawing = tag("img", src=data_uri(_draw(series, key), "image/svg+xml"), alt=f"{key}. {'; '.join(described)}")
-    return tag("figure", drawing, tag("figcaption", tag("code", key), ". ", "; ".join(described), "."))
+    address = data_uri(_draw(series, key), "image/svg+xml")
+    return {"key": key, "address": address, "words": "; ".join(described)}
 
 
 def _draw(series: Sequence[Tuple[str, Sequence[Tuple[int, float]]]], key: str) -> bytes:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import List, Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
 from eql_d2.visualization.drawing import encode_jpeg
-from eql_d2.visualization.page import Content, Html, document, join, legend, tag
+from eql_d2.visualization.page import render
 
 PICTURES = "pictures"
 _INDEX = "index.html"
@@ -29,7 +30,7 @@ class Gallery:
         InputError: if the folder holds anything else.
     """
 
-    def __init__(self, output_dir: Path, title: str, lead: Content, per_page: int = 40, class_: str = "gallery"):
+    def __init__(self, output_dir: Path, title: str, lead: str, per_page: int = 40, class_: str = "gallery"):
         if per_page < 1:
             raise InputError(f"--per-page {per_page}: a page shows at least 1 picture.")
         self.output_dir = Path(output_dir)
@@ -37,7 +38,7 @@ class Gallery:
         self.lead = lead
         self.per_page = per_page
         self.class_ = class_
-        self._scenes: List[Html] = []
+        self._scenes: List[Markup] = []
         self._clear()
 
     def _clear(self) -> None:
@@ -60,7 +61,7 @@ class Gallery:
         write_whole(self.output_dir / relative, encode_jpeg(picture))
         return relative
 
-    def add(self, scene: Html) -> None:
+    def add(self, scene: Markup) -> None:
         """Append a part of a page."""
         self._scenes.append(scene)
 
@@ -74,40 +75,26 @@ class Gallery:
             write_whole(self.output_dir / page_name(number), self._page(number, pages))
         return self.output_dir / _INDEX
 
-    def _page(self, number: int, pages: Sequence[Sequence[Html]]) -> str:
+    def _page(self, number: int, pages: Sequence[Sequence[Markup]]) -> str:
         first = number * self.per_page
         shown = f"{len(self)} image{'s' * (len(self) != 1)}"
         if len(pages) > 1:
             last = first + len(pages[number])
             shown = f"Images {first + 1} to {last} of {len(self)}, page {number + 1} of {len(pages)}"
-        lead = tag("p", self.lead, class_="lead")
-        header = tag("header", tag("h1", self.title), lead, legend(), _links(number, len(pages), ""))
-        body = tag(
-            "main",
-            tag("h2", shown),
-            tag("div", join(pages[number], Html("\n")), class_=self.class_),
+        near = {0, len(pages) - 1, *range(max(0, number - 3), min(len(pages), number + 4))}
+        return render(
+            "gallery",
+            title=self.title,
+            lead=self.lead,
+            shown=shown,
+            scenes=pages[number],
+            number=number,
+            names=[page_name(i) for i in range(len(pages))],
+            near=sorted(near),
+            **{"class": self.class_},
         )
-        footer = tag("footer", _links(number, len(pages), " (below the images)"))
-        title = self.title if number == 0 else f"{self.title}, page {number + 1}"
-        return document(title, join([header, body, footer], Html("\n")))
 
 
 def page_name(number: int) -> str:
     """Return the file name of a page, counted from 0."""
     return _INDEX if number == 0 else f"page-{number + 1}.html"
-
-
-def _links(number: int, count: int, where: str) -> Html:
-    """Return links to the previous and the next page and, without gaps in between, to those around and both ends."""
-    if count == 1:
-        return Html("")
-    near = sorted({0, count - 1, *range(max(0, number - 3), min(count, number + 4))})
-    entries = [tag("li", tag("a", "← Previous", href=page_name(number - 1), rel="prev"))] if number else []
-    for place, target in enumerate(near):
-        if place and target > near[place - 1] + 1:
-            entries.append(tag("li", "…"))
-        current = {"aria_current": "page"} if target == number else {}
-        entries.append(tag("li", tag("a", target + 1, href=page_name(target), **current)))
-    if number + 1 < count:
-        entries.append(tag("li", tag("a", "Next →", href=page_name(number + 1), rel="next")))
-    return tag("nav", tag("ul", *entries), aria_label=f"Pages{where}")

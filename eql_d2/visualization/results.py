@@ -4,6 +4,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Optional, Sequence
 
+from markupsafe import Markup
+
 from eql_d2.config import load_config
 from eql_d2.errors import InputError
 from eql_d2.run_folder import RunFolder, find_detections, unique_names
@@ -12,7 +14,6 @@ from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.detections import Detections
 from eql_d2.visualization.gallery import Gallery
 from eql_d2.visualization.matching import match_image
-from eql_d2.visualization.page import Html
 from eql_d2.visualization.scene import Place, comparison_panels, scene
 
 #: What the numbers below the pictures are, for pages.
@@ -99,7 +100,7 @@ def comparison_scene(
     place: Place,
     size: int,
     name: str,
-) -> Html:
+) -> Markup:
     """Return the part of a page that shows one image with the detections of every model; see :func:`scene`."""
     record = dataset.records[comparison.index]
     truth, found = shown_objects(record, models, dataset, choice)

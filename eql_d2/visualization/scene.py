@@ -2,16 +2,17 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
+from markupsafe import Markup
 
 from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.drawing import draw_objects
 from eql_d2.visualization.matching import Match
 from eql_d2.visualization.objects import VisualObject
-from eql_d2.visualization.page import Content, Html, group_badge, join, tag
+from eql_d2.visualization.page import render
 
 #: Puts a picture (name without suffix, uint8 BGR) where the page finds it, and returns the address for its ``src``.
 Place = Callable[[str, np.ndarray], str]
@@ -31,7 +32,7 @@ class Panel:
 
     title: str
     objects: Sequence[VisualObject]
-    caption: Content = ""
+    caption: str = ""
 
 
 def scene(
@@ -40,10 +41,10 @@ def scene(
     image: np.ndarray,
     panels: Sequence[Panel],
     place: Place,
-    heading: Content,
+    heading: str,
     size: int,
     name: str,
-) -> Html:
+) -> Markup:
     """Draw an image once for each panel and return the part of the page that shows it.
 
     Args:
@@ -56,30 +57,15 @@ def scene(
         size: longer side of the pictures in pixels.
         name: unique on the page, for the anchor and the pictures' names.
     """
-    figures = []
+    drawn = []
     for number, panel in enumerate(panels):
         picture = draw_objects(image, panel.objects, dataset.class_names, dataset.groups, size)
         address = place(f"{name}_{number}" if len(panels) > 1 else name, picture)
-        drawn = tag(
-            "img",
-            src=address,
-            alt=f"{panel.title}: {describe_objects(panel.objects, dataset)}",
-            width=picture.shape[1],
-            height=picture.shape[0],
-            loading=False if address.startswith("data:") else "lazy",
-        )
-        if not address.startswith("data:"):
-            drawn = tag("a", drawn, href=address)
-        caption = tag("figcaption", tag("strong", panel.title), ": " if panel.caption else "", panel.caption)
-        figures.append(tag("figure", drawn, caption))
-    return tag(
-        "article",
-        tag("h3", heading),
-        tag("div", *figures, class_="panels"),
-        image_labels(dataset, record),
-        class_="scene",
-        id=f"image-{name}",
-    )
+        words = f"{panel.title}: {describe_objects(panel.objects, dataset)}"
+        height, width = picture.shape[:2]
+        shown = {"title": panel.title, "caption": panel.caption, "address": address, "words": words}
+        drawn.append({**shown, "width": width, "height": height, "inlined": address.startswith("data:")})
+    return render("scene", name=name, heading=heading, panels=drawn, sets=image_labels(dataset, record))
 
 
 def describe_objects(objects: Sequence[VisualObject], dataset: AnnotatedSet) -> str:
@@ -91,24 +77,25 @@ def describe_objects(objects: Sequence[VisualObject], dataset: AnnotatedSet) -> 
     return ", ".join(words) + (f" and {len(counts) - _NAMED} more classes" if len(counts) > _NAMED else "")
 
 
-def image_labels(dataset: AnnotatedSet, record: Dict[str, Any]) -> Html:
-    """Return the positive, the negative and the not exhaustively annotated classes of an image; none for COCO sets."""
+def image_labels(dataset: AnnotatedSet, record: Dict[str, Any]) -> List[Tuple[str, List[Tuple[str, str]]]]:
+    """Return the positive, the negative and the not exhaustively annotated classes of an image; none for COCO sets.
+
+    Each set has a title and (name, group) of its classes, rare ones first.
+    """
     labels = record.get("image_labels")
     if labels is None:
-        return Html("")
-    sets = [
-        ("Positive set (annotated)", labels["positive"]),
-        ("Negative set (verified absent)", labels["negative"]),
-        ("Not exhaustively annotated", record.get("not_exhaustive_category_ids", ())),
-    ]
-    entries = [tag("div", tag("dt", f"{title}: "), tag("dd", class_list(members, dataset))) for title, members in sets]
-    return tag("dl", *entries, class_="sets")
+        return []
+    sets = {
+        "Positive set (annotated)": labels["positive"],
+        "Negative set (verified absent)": labels["negative"],
+        "Not exhaustively annotated": record.get("not_exhaustive_category_ids", ()),
+    }
+    return [(title, _named(members, dataset)) for title, members in sets.items()]
 
 
-def class_list(labels: Iterable[int], dataset: AnnotatedSet) -> Content:
-    """Return the classes by name with their groups, rare ones first; "none" if there is none."""
+def _named(labels: Iterable[int], dataset: AnnotatedSet) -> List[Tuple[str, str]]:
     ordered = sorted(map(int, labels), key=lambda k: ("rcf".index(dataset.groups[k]), k))
-    return join([group_badge(dataset.class_names[k], dataset.groups[k]) for k in ordered], ", ") or "none"
+    return [(dataset.class_names[k], dataset.groups[k]) for k in ordered]
 
 
 def comparison_panels(

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from eql_d2.errors import InputError
 from eql_d2.visualization import page
@@ -10,30 +12,37 @@ from tests.visualization.helpers import SCRIPT, Outline
 
 
 def test_text_is_escaped_and_markup_is_not():
-    assert page.tag("p", "a < b", page.tag("b", "&")) == "<p>a &lt; b<b>&amp;</b></p>"
-    assert page.tag("img", alt='"quoted"', class_="wide", aria_label="x", hidden=True, lazy=False) == (
-        '<img alt="&quot;quoted&quot;" class="wide" aria-label="x" hidden>'
-    )
-    assert page.join(["<", page.Html("<br>")], ",") == "&lt;,<br>"
-    assert SCRIPT not in page.code(SCRIPT) and "a_<wbr>b" in page.code("a_b")
+    assert page.code("a_b<") == "<code>a_<wbr>b&lt;</code>" and SCRIPT not in page.code(SCRIPT)
+    badge = page.class_badge(SCRIPT, "r")
+    assert SCRIPT not in badge and '<abbr class="group r" title="rare">r</abbr>' in badge
+    rows = [[SCRIPT, Markup("<b>3.5</b>")], ["b", page.class_badge("c", "r")]]
+    table = {"caption": '"Caption" <', "header": ["", "AP"], "rows": rows, "class": ""}
+    text = page.render("tables", tables=[table], folded=[], texts=[("a", SCRIPT)], missing="")
+    outline = Outline(text)
+    assert SCRIPT not in text and "<b>3.5</b>" in text
+    assert outline.attributes("th", "scope") == ["col", "col", "row", "row"]
+    assert outline.attributes("div", "aria-label") == ['"Caption" <']
 
 
-def test_a_document_is_well_formed():
-    body = page.table(page.tag("b", "Caption"), ["", "AP"], [[SCRIPT, 3.5], ["b", page.group_badge("c", "r")]])
-    text = page.document(SCRIPT, page.join([body, page.legend(), page.section("a", "A", page.details("more", "x"))]))
+def test_a_value_that_a_template_lacks_is_an_error():
+    with pytest.raises(UndefinedError, match="missing"):
+        page.render("tables", tables=[], folded=[], texts=[])
+
+
+def test_a_document_is_well_formed(tmp_path):
+    text = Gallery(tmp_path, SCRIPT, SCRIPT).write().read_text()
     outline = Outline(text)
     assert text.startswith("<!DOCTYPE html>") and SCRIPT not in text
-    assert outline.attributes("html", "lang") == ["en"]
-    assert outline.attributes("th", "scope") == ["col", "col", "row", "row"]
-    assert outline.attributes("div", "aria-label") == ["Caption"]
-    assert outline.attributes("script", "src") == []
+    assert outline.attributes("html", "lang") == ["en"] and outline.attributes("script", "src") == []
+    assert 'font-variant-numeric: tabular-nums; }' in text  # the style is in it, and not escaped: "Segoe UI"
+    assert '"Segoe UI"' in text
 
 
 def fill(folder, count, per_page=2):
     gallery = Gallery(folder, "Title", "lead", per_page)
     for i in range(count):
         address = gallery.place(f"{i}", np.zeros((4, 4, 3), np.uint8))
-        gallery.add(page.tag("img", src=address, alt=""))
+        gallery.add(Markup('<img src="{}" alt="">').format(address))
     return gallery.write()
 
 
