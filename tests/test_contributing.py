@@ -85,7 +85,7 @@ def test_the_floors_are_those_of_the_linter():
     }
     package = ROOT / "eql_d2"
     there = {room for room in floor_of if (package / room).is_dir() or (package / f"{room}.py").is_file()}
-    rows = re.search(r"\| room \|.*?\n\n", TEXT, re.DOTALL).group().splitlines()[2:]
+    rows = re.search(r"\| room \|.*?\n\n", TEXT, re.DOTALL).group().strip().splitlines()[2:]
     told = [room for row in rows for room in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert set(told) == there
     assert [floor_of[room] for room in told] == sorted(floor_of[room] for room in told)
