@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "score a results file in LVIS or COCO format",
     "calibrate": "collect the logit statistics of a trained model",
     "schedule": "images of an epoch, iterations and epochs of a config on its data",
+    "convert-checkpoint": "weights of mmdetection, torchvision or timm for MODEL.WEIGHTS",
     "predict": "detections of a trained model on images or a video",
     "reproduce": "run the tables of the papers and print them beside the published numbers",
     "analyze": "gradients, probabilities, weights, AP and confusion of trained classifiers",

@@ -62,6 +62,7 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
         raise InputError(f"--max-images is {args.max_images}; it must be 0 (all) or more.")
     model = load_trained_model(cfg, args.resume, "Calibration")
     node = cfg.MODEL.LONG_TAIL.CALIBRATION.LOGN
+    loader: Any
     if RunningLogitStatistics.regions == node.REGIONS:
         loader = _one_epoch(cfg, dataset, args.max_images)
         statistics = collect_running_statistics(model, loader, node.MOMENTUM)

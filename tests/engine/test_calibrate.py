@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from eql_d2.engine import argument_parser
+from eql_d2.engine import calibrate as calibrate_module
 from eql_d2.engine import setup as setup_run
 from eql_d2.engine.calibrate import calibrate, calibrate_parser
 from eql_d2.engine.trainer import Trainer, run
@@ -115,3 +116,49 @@ def test_two_processes_count_each_region_once(lvis_folder):
     one, two = torch.load(alone), torch.load(output)
     assert one.pop("regions") == two.pop("regions") == "test"
     assert all(torch.allclose(one[key], two[key], rtol=1e-4, atol=1e-6) for key in one)
+
+
+TRAINING = ["MODEL.LONG_TAIL.CALIBRATION.LOGN.REGIONS", "training", "MODEL.LONG_TAIL.CALIBRATION.LOGN.MOMENTUM", 0.1]
+
+
+@pytest.mark.parametrize("architecture", ["Mask-R-CNN-FPN", "Cascade-Mask-R-CNN-FPN"])
+def test_running_statistics_of_training_regions(lvis_folder, architecture, monkeypatch):
+    """One epoch of one image a step, in training mode: a batch norm layer's statistics of each stage's logits."""
+    weights = trained_weights(lvis_folder, architecture)
+    path = write_config(lvis_folder, architecture, "MODEL.WEIGHTS", str(weights), *TRAINING)
+    models = []
+    load = calibrate_module.load_trained_model
+
+    def watched(*args):
+        models.append(load(*args))
+        models[0].seen = [[] for _ in box_predictors(models[0])]
+        for (_, predictor), logits in zip(box_predictors(models[0]), models[0].seen):
+            predictor.cls_score.register_forward_hook(lambda module, args, output, logits=logits: logits.append(output))
+        return models[0]
+
+    monkeypatch.setattr(calibrate_module, "load_trained_model", watched)
+    files = collected(path)
+    assert len(files) == len(models[0].seen) == (3 if architecture.startswith("Cascade") else 1)
+    for file, steps in zip(files, models[0].seen):
+        assert len(steps) == 4 and all(1 < len(logits) <= 33 for logits in steps)  # 32 sampled, not 1000 proposals
+        norm = torch.nn.BatchNorm1d(NUM_CLASSES + 1, affine=False, momentum=0.1).double()
+        for logits in steps:
+            norm(logits.double())
+        content = torch.load(file)
+        assert content["regions"] == "training" and content["count"] == sum(map(len, steps))
+        torch.testing.assert_close(content["mean"], norm.running_mean)
+        torch.testing.assert_close(content["std"], norm.running_var.sqrt())
+    saved = torch.load(weights)["model"]
+    after = models[0].state_dict()
+    assert all(torch.equal(after[name], saved[name]) for name in after), "nothing was trained"
+
+
+def test_running_statistics_of_some_images(lvis_folder):
+    weights = trained_weights(lvis_folder)
+    rfs = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 1.125]
+    path = write_config(lvis_folder, "Mask-R-CNN-FPN", "MODEL.WEIGHTS", str(weights), *TRAINING, *rfs)
+    counts = []
+    for arguments in (["--max-images", "2"], []):  # of an epoch of 4 x 1.5 images
+        (file,) = collected(path, arguments)
+        counts.append(int(torch.load(file)["count"]))
+    assert counts[0] <= 2 * 33 < counts[1] <= 6 * 33
