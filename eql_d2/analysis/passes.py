@@ -16,6 +16,7 @@ from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.engine.trainer import load_trained_model
 from eql_d2.errors import InputError
+from eql_d2.evaluation.loop import with_progress
 from eql_d2.losses import ClassifierLoss
 from eql_d2.modeling.box_predictor import box_predictors
 from eql_d2.modeling.regions import RegionStatistics, Watcher
@@ -122,8 +123,6 @@ def collect(model: nn.Module, predictors: List[nn.Module], loader: Any, seed: in
         loader: gives lists of examples with ``instances``.
         seed: of the proposal sampling.
     """
-    from eql_d2.evaluation.loop import with_progress
-
     watcher = Watcher(predictors, with_confusion=True, frozen=True)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices), EventStorage(), _sampling_mode(model), watcher.attached():

@@ -5,10 +5,17 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from eql_d2.config_files import get_config_file
 from eql_d2.experiments.jobs import Job, run_jobs
 from eql_d2.files import write_whole
 from eql_d2.mini.generate import STAMP, generate_mini_dataset
+from eql_d2.predictor import Predictor
+from eql_d2.visualization import draw_panel
 
 METRICS = ("AP", "APr", "APc", "APf")
 #: The generated set that configs/mini/Base-demo.yaml is made for.
@@ -77,14 +84,6 @@ def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_thre
     The images are those whose ground truth holds the most rare classes. Scores are compared within a method only, so
     each method shows its best ``number of ground-truth objects`` detections above ``score_threshold`` of its best.
     """
-    import cv2
-    import numpy as np
-    import torch
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    from eql_d2.predictor import Predictor
-    from eql_d2.visualization import draw_panel
-
     torch.set_num_threads(os.cpu_count() or 1)
     predictors = []
     for job in jobs:

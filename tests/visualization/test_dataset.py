@@ -5,7 +5,6 @@ import json
 import pytest
 
 from eql_d2.errors import InputError
-from eql_d2.run_folder import find_detections, unique_names
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.detections import Detections
 from tests.visualization.helpers import detection
@@ -85,25 +84,3 @@ def test_a_mask_of_another_size_is_refused(annotated, tmp_path):
     path.write_text(json.dumps([{**detection(1, 1, 0.5), "segmentation": {"size": [10, 20], "counts": [200]}}]))
     with pytest.raises(InputError, match=r"size \[10, 20\].*\[64, 64\]"):
         Detections.read(path, "a", annotated).best(annotated.records[0], annotated.labels, 1)
-
-
-def test_results_of_a_run_folder(tmp_path):
-    (tmp_path / "inference/val").mkdir(parents=True)
-    path = tmp_path / "inference/val/coco_instances_results.json"
-    path.write_text("[]")
-    assert find_detections(tmp_path, "val") == find_detections(path, "other") == path
-    with pytest.raises(InputError, match=r"no lvis_instances_results\.json in inference/other; it has results on val"):
-        find_detections(tmp_path, "other")
-    with pytest.raises(InputError, match="no such results file or run folder"):
-        find_detections(tmp_path / "absent", "val")
-
-
-def test_names_tell_runs_apart(tmp_path):
-    paths = [tmp_path / "a/eql", tmp_path / "b/eql"]
-    assert unique_names(paths) == ["a/eql", "b/eql"] and unique_names(paths[:1]) == ["eql"]
-    assert unique_names(paths, ["one", "two"]) == ["one", "two"]
-    for names, message in ((["one"], "1 names for 2 runs"), (["one", "one"], "must differ")):
-        with pytest.raises(InputError, match=message):
-            unique_names(paths, names)
-    with pytest.raises(InputError, match="given twice"):
-        unique_names([tmp_path, tmp_path])

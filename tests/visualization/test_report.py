@@ -7,7 +7,6 @@ import pytest
 
 from eql_d2.analysis import Produced
 from eql_d2.errors import InputError
-from eql_d2.run_folder import RunFolder, _by_dataset
 from eql_d2.visualization import write_report
 from tests.visualization.helpers import SCRIPT, Outline, browse, make_run, rename_class
 from tests.visualization.test_galleries import BAD, GOOD
@@ -96,22 +95,6 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
     with pytest.raises(InputError, match="--max-images -1"):
         report(runs, tmp_path / "report.html", max_images=-1)
     assert not (tmp_path / "report.html").exists()
-
-
-def test_a_resumed_history_and_a_line_cut_off(runs):
-    path = runs[0] / "metrics.json"
-    path.write_text('{"iteration": 4, "lr": 1}\n{"iteration": 2, "lr": 2}\n{"iteration": 4, "lr": 3}\n{"iterat')
-    assert RunFolder(runs[0]).series("lr") == [(2, 2), (4, 3)]
-    path.write_text('nonsense\n{"iteration": 4}\n')
-    with pytest.raises(InputError, match=r"metrics\.json, line 1"):
-        _ = RunFolder(runs[0]).history
-
-
-def test_results_of_several_data_sets_and_augmentations():
-    ap = {"AP": 1.0}
-    assert _by_dataset({"bbox": ap, "bbox_TTA": ap}, ["a"]) == {"a": {"bbox": ap, "bbox_TTA": ap}}
-    several = {"a": {"bbox": ap}, "b": {}, "a_TTA": {"bbox": ap}}
-    assert _by_dataset(several, ["a", "b"]) == {"a": {"bbox": ap, "bbox_TTA": ap}}
 
 
 def test_analyses_are_taken_in(runs, tmp_path, monkeypatch):
