@@ -85,7 +85,7 @@ class RunFolder:
         """
         for place, kind, is_there in ((self.folder, "folder", Path.is_dir), (self.config_file, "file", Path.is_file)):
             if not is_there(place):
-                raise InputError(f"{place}: there is no such {kind}; a run is an output folder of tools/train_net.py.")
+                raise InputError(f"{place}: there is no such {kind}; a run is an output folder of eql-d2 train.")
         return load_config(str(self.config_file))
 
     @cached_property
@@ -202,7 +202,7 @@ class RunFolder:
         if not done:
             raise InputError(
                 f"{self.folder / 'inference'} has no {CATEGORY_TABLE}.json of a data set; evaluate the run: "
-                f"tools/train_net.py --eval-only --config-file {self.config_file} MODEL.WEIGHTS {self.weights}"
+                f"eql-d2 train --eval-only --config-file {self.config_file} MODEL.WEIGHTS {self.weights}"
             )
         first = [test for test in self.cfg.DATASETS.TEST if test in done]
         return name if name in done else (first or done)[0]

@@ -1,6 +1,6 @@
 """What goes on inside a long-tailed classifier: numbers first (CSV), plots on top (PNG, SVG).
 
-:func:`analyze` looks at finished runs (``tools/analyze.py`` is its command line), :class:`GradientHook` at a training.
+:func:`analyze` looks at finished runs (``eql-d2 analyze`` is its command line), :class:`GradientHook` at a training.
 """
 
 from eql_d2.analysis.analyses import analyze

@@ -43,7 +43,7 @@ def analyze(
     Categories are sorted by the training counts of the first run.
 
     Args:
-        runs: output folders of tools/train_net.py, with the same number of classes.
+        runs: output folders of eql-d2 train, with the same number of classes.
         output_dir: where to; made if it is not there.
         only: names of analyses, see :data:`ANALYSES`; all if not given.
         names: of the runs in tables and legends; their folders' if not given.

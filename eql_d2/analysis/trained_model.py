@@ -25,7 +25,7 @@ class TrainedModel(RunFolder):
     """A run folder of which one checkpoint is looked at.
 
     Args:
-        folder: an output folder of tools/train_net.py.
+        folder: an output folder of eql-d2 train.
         name: what tables and legends call the run.
         weights: name of the checkpoint in the folder.
         device: as ``MODEL.DEVICE``; that of the config if not given.
@@ -129,7 +129,7 @@ def open_models(
         InputError: if there is none, the names do not fit, or they differ in their number of classes.
     """
     if not folders:
-        raise InputError("There is no run to analyse; name one or more output folders of tools/train_net.py.")
+        raise InputError("There is no run to analyse; name one or more output folders of eql-d2 train.")
     named = zip(folders, unique_names(folders, names))
     models = [TrainedModel(folder, name, weights, device) for folder, name in named]
     first, *others = [(model.config_file, model.cfg.MODEL.ROI_HEADS.NUM_CLASSES) for model in models]

@@ -1,4 +1,4 @@
-"""The trainer behind tools/train_net.py."""
+"""The trainer behind eql-d2 train."""
 
 import logging
 from collections import OrderedDict
@@ -72,7 +72,7 @@ class Trainer(DefaultTrainer):
         if not resumes and trainable != "all" and not self.cfg.MODEL.WEIGHTS:
             raise InputError(
                 f"MODEL.LONG_TAIL.TRAINABLE is {trainable!r} and MODEL.WEIGHTS is empty; set it to the weights of a "
-                f"trained detector, or train both stages with tools/train_two_stage.py."
+                f"trained detector, or train both stages with eql-d2 train-two-stage."
             )
         super().resume_or_load(resume)
         # Loaders that can go on with the batch that comes next; the others start their stream anew.
@@ -236,7 +236,7 @@ def load_trained_model(cfg, resume: bool, purpose: str) -> torch.nn.Module:
 
 
 def run(cfg, args) -> Dict[str, Any]:
-    """Train, or evaluate only, as the arguments of tools/train_net.py say.
+    """Train, or evaluate only, as the arguments of eql-d2 train say.
 
     Returns:
         The metrics on the main process, an empty dict elsewhere.

@@ -29,7 +29,7 @@ def two_stage_parser() -> ArgumentParser:
 
 
 def stage_arguments(args: Namespace) -> List[Namespace]:
-    """Return the arguments of tools/train_net.py for each stage, with its own ``OUTPUT_DIR`` and ``--resume``.
+    """Return the arguments of eql-d2 train for each stage, with its own ``OUTPUT_DIR`` and ``--resume``.
 
     The ``KEY VALUE`` pairs are for both stages. If both would write to one folder, as where ``OUTPUT_DIR`` is among the
     pairs, they write to its folders ``stage1`` and ``stage2``. The weights of stage 2 are those of stage 1.
@@ -40,7 +40,7 @@ def stage_arguments(args: Namespace) -> List[Namespace]:
     if args.config_file or args.eval_only:
         raise InputError(
             "--config-file and --eval-only are not for two stages; name the configs by --stage1 and --stage2, and "
-            "evaluate with tools/train_net.py."
+            "evaluate with eql-d2 train."
         )
     configs = [args.stage1, args.stage2]
     folders = [Path(load_config(config, args.opts).OUTPUT_DIR) for config in configs]

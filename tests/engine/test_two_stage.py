@@ -138,7 +138,7 @@ def test_folders(lvis_folder, configs):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--eval-only"], "tools/train_net.py"),
+        (["--eval-only"], "eql-d2 train"),
         (["--config-file", "x.yaml"], "--stage1 and --stage2"),
         (["MODEL.LONG_TAIL.LOS", "EQL"], "Did you mean MODEL.LONG_TAIL.LOSS"),
     ],
