@@ -150,8 +150,8 @@ class AnnotationFile(msgspec.Struct):
         instances = np.fromiter(chain.from_iterable(counted), np.int64)
         images = np.fromiter(chain.from_iterable(map(set, counted)), np.int64)
         image_count = np.bincount(images, minlength=len(labels)).tolist()
-        recorded = [category.image_count for category in self.sorted_categories]
-        of_whole = None if None in recorded else [frequency_group(count) for count in recorded]
+        recorded = [one.image_count for one in self.sorted_categories if one.image_count is not None]
+        of_whole = [frequency_group(count) for count in recorded] if len(recorded) == len(labels) else None
         given = self.letters or of_whole
         return CategoryCounts(
             image_count,

@@ -30,7 +30,7 @@ from eql_d2.files import whole_file
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("detectron2.eql_d2.data")
 

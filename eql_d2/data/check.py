@@ -237,7 +237,7 @@ def _outside(coordinates: Iterable[float], size: int) -> bool:
 
 def _check_categories_used(content: AnnotationFile, report: Report) -> None:
     known = set(content.contiguous_ids)
-    if not content.has_annotations or any(one.category_id not in known for one in content.annotations):
+    if not content.has_annotations or any(one.category_id not in known for one in content.annotations or ()):
         return
     counts = content.counts()
     for category, image_count in zip(content.sorted_categories, counts.image_count):

@@ -66,8 +66,8 @@ class CategoryFrequency:
     @classmethod
     def from_counts(
         cls,
-        image_count: Sequence[int],
-        instance_count: Optional[Sequence[int]] = None,
+        image_count: Union[Sequence[int], Tensor],
+        instance_count: Union[Sequence[int], Tensor, None] = None,
         *,
         num_images: int,
         groups: Optional[Sequence[str]] = None,
@@ -80,11 +80,11 @@ class CategoryFrequency:
             num_images: all training images.
             groups: r/c/f letters; derived with LVIS's bounds if not given.
         """
-        image_count = torch.as_tensor(image_count, dtype=torch.int64)
-        instance_count = image_count if instance_count is None else torch.as_tensor(instance_count, dtype=torch.int64)
+        images = torch.as_tensor(image_count, dtype=torch.int64)
+        instances = images if instance_count is None else torch.as_tensor(instance_count, dtype=torch.int64)
         if groups is None:
-            groups = [frequency_group(count) for count in image_count.tolist()]
-        return cls(image_count, instance_count, int(num_images), tuple(groups))
+            groups = [frequency_group(count) for count in images.tolist()]
+        return cls(images, instances, int(num_images), tuple(groups))
 
     @classmethod
     def of_counts(cls, counts: CategoryCounts) -> "CategoryFrequency":

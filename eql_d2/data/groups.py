@@ -21,4 +21,5 @@ def frequency_group(image_count: int) -> str:
 def given_groups(letters: Iterable[Optional[str]]) -> Optional[List[str]]:
     """Return the letters that a data set gives its classes; ``None`` unless each class has one of r, c and f."""
     letters = list(letters)
-    return letters if all(letter in GROUPS for letter in letters) else None
+    given = [letter for letter in letters if letter is not None and letter in GROUPS]
+    return given if len(given) == len(letters) else None

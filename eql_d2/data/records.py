@@ -6,7 +6,7 @@ and the processes of one machine share the mapped pages.
 """
 
 from collections.abc import Sequence as SequenceABC
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple, Union, overload
 
 import msgspec
 import numpy as np
@@ -138,7 +138,7 @@ class RecordList(SequenceABC):
         self,
         table: AnnotationTable,
         file_path: Callable[[Record], str],
-        rows: Optional[Sequence[int]] = None,
+        rows: Union[Sequence[int], np.ndarray, None] = None,
         with_image_labels: bool = True,
     ):
         self.table = table
@@ -148,6 +148,12 @@ class RecordList(SequenceABC):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "RecordList": ...
 
     def __getitem__(self, index: Union[int, slice]) -> Union[Record, "RecordList"]:
         if isinstance(index, slice):
@@ -160,7 +166,7 @@ class RecordList(SequenceABC):
             record.pop("not_exhaustive_category_ids", None)
         return record
 
-    def select(self, indices: Sequence[int]) -> "RecordList":
+    def select(self, indices: Union[Sequence[int], np.ndarray]) -> "RecordList":
         """Return the records at ``indices``."""
         rows = self._rows[np.asarray(indices, dtype=np.int64)]
         return RecordList(self.table, self._file_path, rows, self._with_image_labels)
@@ -170,7 +176,13 @@ class RecordList(SequenceABC):
         return (self.table.classes(row, with_crowd) for row in self._rows)
 
 
-def pack(content: AnnotationFile, checksum: str, path: PathLike, out: BinaryIO) -> Header:
+class Writer(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+def pack(content: AnnotationFile, checksum: str, path: PathLike, out: Writer) -> Header:
     """Check a parsed json and write its images, sorted by id, to ``out``.
 
     Args:

@@ -4,7 +4,7 @@ import itertools
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List
+from typing import Any, Callable, Iterable, Iterator, List, Sized, Union, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -64,7 +64,7 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     node = cfg.MODEL.LONG_TAIL.CALIBRATION.LOGN
     loader: Any
     if RunningLogitStatistics.regions == node.REGIONS:
-        loader = _one_epoch(cfg, dataset, args.max_images)
+        loader: Union[_Steps, DataLoader] = _one_epoch(cfg, dataset, args.max_images)
         statistics = collect_running_statistics(model, loader, node.MOMENTUM)
     else:
         loader = _thinned(Trainer.build_test_loader(cfg, dataset), args.max_images)
@@ -180,7 +180,7 @@ def _one_epoch(cfg: CfgNode, dataset: str, max_images: int) -> _Steps:
 def _thinned(loader: DataLoader, max_images: int) -> DataLoader:
     """Return a loader of every n-th image, at most ``max_images`` of all processes together."""
     indices = list(loader.sampler)  # of this process
-    total = len(loader.dataset)
+    total = len(cast(Sized, loader.dataset))
     step = -(-total // max_images) if max_images else 1
     kept = [index for index in indices if index % step == 0]
     return DataLoader(

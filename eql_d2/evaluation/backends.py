@@ -121,8 +121,9 @@ def evaluate_tasks(
     if not content.has_annotations:
         raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
     record = first_record(results)
-    for task in tasks if record is not None else ():
-        check_record(record, task, source_name(results, "results"))
+    if record is not None:
+        for task in tasks:
+            check_record(record, task, source_name(results, "results"))
     categories = content.sorted_categories
     letters = [groups.get(category.id, own) for category, own in zip(categories, content.counts().groups)]
     results = with_encoded_masks(results, {image.id: (image.height, image.width) for image in content.images})

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -96,7 +96,7 @@ class InstanceEvaluator(DatasetEvaluator):
         self._temporary: Optional[tempfile.TemporaryDirectory] = None
         self._store: Optional[PredictionStore] = None
         #: Image ids whose predictions an interrupted evaluation left on disk; set by :meth:`reset`.
-        self.done = frozenset()
+        self.done: FrozenSet[int] = frozenset()
 
     def _letters_by_id(self, metadata) -> Dict[int, str]:
         """Return the letter of each category id: the training set's, the metadata's, or nothing (see the json)."""
@@ -117,16 +117,22 @@ class InstanceEvaluator(DatasetEvaluator):
         """
         if self._store is not None:
             self._store.close()
-        self._store = PredictionStore(Path(self._shared_folder()) / "predictions", comm.get_rank())
+        store = self._store = PredictionStore(Path(self._shared_folder()) / "predictions", comm.get_rank())
         # The main process's, for all: buffers that are not shared may differ from process to process.
         identity = comm.all_gather(json.dumps([self.dataset_name, self.fingerprint, weights]))[0]
         if comm.is_main_process():
-            self._store.prepare(identity, resume)
+            store.prepare(identity, resume)
         comm.synchronize()
-        self.done = frozenset(self._store.open(identity))
+        self.done = frozenset(store.open(identity))
         comm.synchronize()  # nobody may write before everybody has read
         if self.done:
             logger.info("Going on after %d images that an earlier evaluation finished.", len(self.done))
+
+    @property
+    def _open_store(self) -> PredictionStore:
+        if self._store is None:
+            raise RuntimeError("reset() comes before process() and evaluate().")
+        return self._store
 
     def _shared_folder(self) -> str:
         """Return the output folder, the same on every process; to be called on every process."""
@@ -142,7 +148,8 @@ class InstanceEvaluator(DatasetEvaluator):
         for image, output in zip(inputs, outputs):
             image_id = int(image["image_id"])
             if "instances" in output and image_id not in self.done:
-                self._store.append(image_id, instances_to_results(output["instances"], image_id, self._category_ids))
+                detections = instances_to_results(output["instances"], image_id, self._category_ids)
+                self._open_store.append(image_id, detections)
 
     def evaluate(self) -> Dict[str, Dict[str, float]]:
         """Score all predictions.
@@ -154,8 +161,8 @@ class InstanceEvaluator(DatasetEvaluator):
         Raises:
             InputError: if the main process does not see the predictions of another one.
         """
-        self._store.close()
-        written = comm.gather(sorted(self._store.image_ids()))
+        self._open_store.close()
+        written = comm.gather(sorted(self._open_store.image_ids()))
         if not comm.is_main_process():
             comm.synchronize()
             return {}
@@ -165,14 +172,15 @@ class InstanceEvaluator(DatasetEvaluator):
             comm.synchronize()
 
     def _evaluate_on_main_process(self, written: List[List[int]]) -> Dict[str, Dict[str, float]]:
-        missing = set().union(*written) - self._store.image_ids()
+        store = self._open_store
+        missing = set().union(*written) - store.image_ids()
         if missing:
             raise InputError(
-                f"{self._store.folder} on the main process lacks the predictions of {len(missing)} images; the output "
+                f"{store.folder} on the main process lacks the predictions of {len(missing)} images; the output "
                 f"folder must be one that all machines share."
             )
-        path = self._store.folder.with_name(self.results_name)
-        num_images = self._store.merge(path)
+        path = store.folder.with_name(self.results_name)
+        num_images = store.merge(path)
         logger.info("Wrote the predictions of %d images to %s.", num_images, path)
         results: Dict[str, Dict[str, float]] = OrderedDict()
         if self._has_annotations:
@@ -183,7 +191,7 @@ class InstanceEvaluator(DatasetEvaluator):
                 self.dataset_name,
                 path,
             )
-        self._store.delete()
+        store.delete()
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None

@@ -26,7 +26,7 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
     ground_truth = lvis.LVIS.__new__(lvis.LVIS)
     ground_truth.logger = logging.getLogger("lvis.lvis")
     # lvis insists on a letter for each category; the groups are formed elsewhere.
-    complete = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    complete: Dict[str, List[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     ground_truth.dataset = {
         **content,
         "categories": [{"frequency": "f", **category} for category in content["categories"]],

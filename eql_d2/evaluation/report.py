@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -69,7 +70,7 @@ def write_category_json(rows: Sequence[Mapping[str, Any]], path: Union[str, os.P
 
 def format_metrics(evaluations: Evaluations) -> str:
     """Return a Markdown table, one row for each IoU type, metrics in percent, "n/a" without ground truth."""
-    lines = []
+    lines: List[Optional[str]] = []
     columns: Optional[List[str]] = None
     for (iou_type, fixed), evaluation in evaluations.items():
         names = [metric_name(name, fixed) for name in evaluation.metrics]
@@ -97,7 +98,7 @@ def plot_categories(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], p
     figure, grid = panels(len(columns), height=4.4)
     for axes, column in zip(grid[0], columns):
         _plot_column(axes, rows, column)
-    save_figure(figure, path)
+    save_figure(figure, Path(path))
 
 
 def _plot_column(axes, rows: Sequence[Mapping[str, Any]], column: str) -> None:
