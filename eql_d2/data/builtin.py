@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as V0_5_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1_CATEGORIES
 
-from eql_d2.data.classification import KINDS, register_image_set
+from eql_d2.data.classification import DATASET_KINDS, register_image_set
 from eql_d2.data.coco import register_coco
 from eql_d2.data.lvis import load_lvis, register_lvis
 from eql_d2.data.registration import is_registered_here, open_table, register_dataset, set_metadata
@@ -104,7 +104,7 @@ def _register_image_set_entry(entry: Any) -> None:
         raise InputError(f"{where} has the entry {entry!r}; it must be a mapping with name, kind and path.")
     name, kind = entry["name"], entry["kind"]
     options = {key: value for key, value in entry.items() if key not in ("name", "kind", "path")}
-    for option in KINDS[kind].path_options if kind in KINDS else ():
+    for option in DATASET_KINDS[kind].path_options if kind in DATASET_KINDS else ():
         if option in options:
             options[option] = resolve_path(str(options[option]), f"{where}, {name}")
     register_image_set(name, kind, resolve_path(entry["path"], f"{where}, {name}"), options)

@@ -17,13 +17,13 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from eql_d2.data.annotations import PathLike
+from eql_d2.data.records import Record
 from eql_d2.data.registration import set_metadata
 from eql_d2.errors import InputError
 
-Record = Dict[str, Any]
 #: Images that a folder may hold, by the end of their names.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".JPEG", ".JPG", ".PNG")
-SPLITS = ("train", "test")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".JPEG", ".JPG", ".PNG")
+_SPLITS = ("train", "test")
 #: What ``evaluator_type`` says of these sets.
 EVALUATOR_TYPE = "classification"
 
@@ -99,7 +99,7 @@ def load_cifar(path: PathLike, split: str = "train", imbalance: Optional[float] 
     Raises:
         InputError: if the file is missing or of another kind, or an argument is of no use.
     """
-    if split not in SPLITS:
+    if split not in _SPLITS:
         raise InputError(f"{path}: split is {split!r}; there are train and test.")
     images, labels, names = (_read_npz if str(path).endswith(".npz") else _read_cifar_archive)(str(path), split)
     indices = np.arange(len(labels))
@@ -175,7 +175,7 @@ def load_image_folder(path: PathLike) -> ImageSet:
         (file, label)
         for label, name in enumerate(names)
         for file in sorted((root / name).rglob("*"))
-        if file.suffix in IMAGE_SUFFIXES
+        if file.suffix in _IMAGE_SUFFIXES
     ]
     return _checked([_record(i, label, file_name=str(f)) for i, (f, label) in enumerate(files)], names, str(path))
 
@@ -197,7 +197,7 @@ class Kind(NamedTuple):
         return list(inspect.signature(self.load).parameters)[1:]
 
 
-KINDS: Dict[str, Kind] = {
+DATASET_KINDS: Dict[str, Kind] = {
     "cifar": Kind(load_cifar),
     "list": Kind(load_image_list, ("images", "classes")),
     "inaturalist": Kind(load_inaturalist, ("images",)),
@@ -210,18 +210,18 @@ def register_image_set(name: str, kind: str, path: str, options: Mapping[str, An
 
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`DATASET_KINDS`.
         path: handed to its loader with
         options: by the names of the loader's arguments.
 
     Raises:
         InputError: for an unknown kind or option, or if the name stands for another data set.
     """
-    if kind not in KINDS:
-        raise InputError(f"The data set {name!r} is of kind {kind!r}; there are {', '.join(KINDS)}.")
+    if kind not in DATASET_KINDS:
+        raise InputError(f"The data set {name!r} is of kind {kind!r}; there are {', '.join(DATASET_KINDS)}.")
     for option in options:
-        if option not in KINDS[kind].options:
-            known = ", ".join(KINDS[kind].options) or "none"
+        if option not in DATASET_KINDS[kind].options:
+            known = ", ".join(DATASET_KINDS[kind].options) or "none"
             raise InputError(f"The data set {name!r} of kind {kind!r} has no option {option!r}; there are {known}.")
     wanted = (kind, path, tuple(sorted(options.items())))
     if name in DatasetCatalog:
@@ -232,7 +232,7 @@ def register_image_set(name: str, kind: str, path: str, options: Mapping[str, An
 
     @cache
     def load() -> List[Record]:
-        content = KINDS[kind].load(path, **options)
+        content = DATASET_KINDS[kind].load(path, **options)
         set_metadata(name, thing_classes=content.class_names)
         return content.records
 

@@ -16,7 +16,7 @@ from eql_d2.data.label_hierarchy import LabelHierarchy
 from eql_d2.errors import InputError
 
 #: IoU of a match, and the share of a detection that lies in a group-of box, from which it counts.
-IOU_THRESHOLD = 0.5
+MATCH_THRESHOLD = 0.5
 #: Detections of one class and image that count, by falling score.
 MAX_DETECTIONS = 10_000
 #: Pairs of a detection and a box that are compared at once; bounds the memory, not the result.
@@ -176,14 +176,14 @@ def true_positives(
     image, scores, corners = image[within], scores[within], corners[within]
 
     iou, best = _best_boxes(image, corners, boxes, _iou)
-    candidates = np.flatnonzero(iou >= IOU_THRESHOLD)  # those of one image by falling score
+    candidates = np.flatnonzero(iou >= MATCH_THRESHOLD)  # those of one image by falling score
     _, of_candidate = np.unique(best[candidates], return_index=True)
     is_true = np.zeros(len(image), dtype=bool)
     is_true[candidates[of_candidate]] = True
 
     rest = np.flatnonzero(~is_true)
     share, group = _best_boxes(image[rest], corners[rest], groups, _share_inside)
-    in_group = share >= IOU_THRESHOLD
+    in_group = share >= MATCH_THRESHOLD
     counted = np.ones(len(image), dtype=bool)
     counted[rest[in_group]] = False
     scores_true, true = scores[counted], is_true[counted].astype(np.float64)

@@ -9,13 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eql_d2.data.frequency import CategoryFrequency
-from eql_d2.data.groups import GROUPS
+from eql_d2.data.groups import GROUP_NAMES, GROUPS
 from eql_d2.errors import InputError
 
 Categories = Union[int, CategoryFrequency]
-
-#: What logs call LVIS's letters r, c and f.
-GROUP_NAMES = ("rare", "common", "frequent")
 
 
 class ClassifierLoss(nn.Module, ABC):
@@ -144,10 +141,10 @@ class ClassifierLoss(nn.Module, ABC):
         """
         if self._gt_classes is None or self.group_of_class is None:
             return {}
-        counts = torch.zeros(len(GROUP_NAMES) + 1, device=self._gt_classes.device)
+        counts = torch.zeros(len(GROUPS) + 1, device=self._gt_classes.device)
         groups = self.group_of_class[self._gt_classes]
         counts.index_add_(0, groups, torch.ones_like(groups, dtype=counts.dtype))
-        return {f"num_regions/{name}": count for name, count in zip((*GROUP_NAMES, "background"), counts)}
+        return {f"num_regions/{name}": count for name, count in zip((*GROUP_NAMES.values(), "background"), counts)}
 
     def group_means(self, name: str, values: Tensor) -> Dict[str, Tensor]:
         """Return the mean of ``values [K]`` over the rare, common and frequent classes as ``<name>/<group>``.
@@ -157,8 +154,8 @@ class ClassifierLoss(nn.Module, ABC):
         if self.group_of_class is None:
             return {}
         groups = self.group_of_class[: self.num_classes]
-        sums = torch.zeros(len(GROUP_NAMES), dtype=values.dtype, device=values.device).index_add_(0, groups, values)
-        sizes = zip(GROUP_NAMES, self._group_sizes)
+        sums = torch.zeros(len(GROUPS), dtype=values.dtype, device=values.device).index_add_(0, groups, values)
+        sizes = zip(GROUP_NAMES.values(), self._group_sizes)
         return {f"{name}/{group}": sums[i] / size for i, (group, size) in enumerate(sizes) if size}
 
     def settings(self) -> Dict[str, Any]:
