@@ -9,6 +9,7 @@ from eql_d2.errors import InputError
 from eql_d2.experiments import reproduce
 from eql_d2.experiments.comparison import collect_lines
 from eql_d2.experiments.coverage import describe, make_coverage
+from eql_d2.experiments.references import leaves
 from eql_d2.experiments.spec import PAPERS, load_specification, table_names
 from eql_d2.experiments.table_report import format_report
 from tests.conftest import ROOT
@@ -60,3 +61,10 @@ def test_a_row_that_cannot_be_run_is_reported_and_not_planned(write_table, tmp_p
     # A table of such rows alone has nothing to run, and says so.
     nothing = write_table(ROWS[1:], name="nothing")
     assert reproduce.select_runs(nothing, tmp_path) == []
+
+
+def test_every_leaf_of_lvis_is_in_a_table():
+    """So that what it does otherwise than its release has a place to be said."""
+    tables = [load_specification(name) for name in table_names()]
+    used = {row.config for table in tables for row in [*table.rows, *table.prepare.values()]}
+    assert {path for path in leaves() if path.parent.parent.name in ("LVISv0.5", "LVISv1")} <= used
