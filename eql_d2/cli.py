@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "the report of a run, or the comparison of several, as one HTML page",
     "visualize-data": "draw the ground truth of a data set",
     "visualize-results": "draw the ground truth beside the detections of models",
+    "configs": "list the configs of the package, or print where they lie",
     "check-dataset": "check a data set in LVIS or COCO format",
     "make-mini-dataset": "generate the small long-tailed data set",
     "demo": "generate the data, train sigmoid cross-entropy and EQL, print one table",

@@ -344,7 +344,7 @@ def _add_calibration_settings(node: CN) -> None:
     node.CALIBRATION.NORCAL.GAMMA = 0.6
 
     node.CALIBRATION.LOGN = CN()
-    # File with the mean and standard deviation of each logit over a data set, written by tools/calibrate.py; for a
+    # File with the mean and standard deviation of each logit over a data set, written by eql-d2 calibrate; for a
     # cascade, the file of the first stage, with those of the others beside it.
     node.CALIBRATION.LOGN.STATISTICS = ""
     # Which statistics those are: "test" (mean and deviation over all regions that are classified at test time), or

@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 
+from eql_d2.cli import COMMANDS
 from eql_d2.config import get_cfg, load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments import references
@@ -163,3 +164,8 @@ def test_the_readme_s_commands_name_files_that_exist():
     commands = re.findall(pattern, (ROOT / "README.md").read_text())
     assert len(commands) > 10
     assert [path for path in commands if not (ROOT / path).is_file()] == []
+
+
+def test_the_documents_name_commands_that_exist():
+    named = {name for path in documents() for name in re.findall(r"\beql-d2 ([a-z][a-z0-9-]+)", path.read_text())}
+    assert len(named) > 10 and named <= set(COMMANDS), named - set(COMMANDS)

@@ -256,7 +256,7 @@ def _warn_of_losses(header: Header, json_file: str) -> None:
     if header.num_left_out:
         logger.warning(
             f"{json_file}: {header.num_left_out} instances have no polygon of at least 3 points and are left out; "
-            f"tools/check_dataset.py lists them."
+            f"eql-d2 check-dataset lists them."
         )
     if header.num_orphans:
         logger.warning(

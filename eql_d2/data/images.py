@@ -159,7 +159,7 @@ class ImageMapper:
 
     def _error(self, record: Record, what: str) -> RecordError:
         return RecordError(
-            f"{record['file_name']}, listed in {self.listed_in}, {what}; tools/check_dataset.py lists all such images."
+            f"{record['file_name']}, listed in {self.listed_in}, {what}; eql-d2 check-dataset lists all such images."
         )
 
 

@@ -86,5 +86,5 @@ class LongTailDatasetMapper(DatasetMapper):
 
     def _error(self, record: Dict[str, Any], what: str) -> RecordError:
         return RecordError(
-            f"{record['file_name']}, listed in {self.listed_in}, {what}; tools/check_dataset.py lists all such images."
+            f"{record['file_name']}, listed in {self.listed_in}, {what}; eql-d2 check-dataset lists all such images."
         )

@@ -1,4 +1,4 @@
-"""Score a results file without a model: what tools/evaluate_lvis.py does."""
+"""Score a results file without a model: what eql-d2 evaluate does."""
 
 from pathlib import Path
 from typing import Dict, Optional, Sequence, Tuple

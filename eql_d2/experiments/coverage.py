@@ -12,11 +12,11 @@ NOT_EXPRESSIBLE = "not expressible"
 INTRODUCTION = """\
 # Coverage
 
-Every table of the six papers that this package was built for, and what of it `tools/reproduce.py run` can run. Made by
-`python tools/reproduce.py coverage --output docs/coverage.md` from `configs/tables`; a test fails when it is out of
+Every table of the six papers that this package was built for, and what of it `eql-d2 reproduce run` can run. Made by
+`eql-d2 reproduce coverage --output docs/coverage.md` from `configs/tables`; a test fails when it is out of
 date. "Runnable" says that every row has a config that builds, not that it was run: what was run is in
 [results.md](results.md). What a row does otherwise than its paper is said under the table's report
-(`python tools/reproduce.py report TABLE`). A small copy is the same comparison on the generated data set, for a laptop.
+(`eql-d2 reproduce report TABLE`). A small copy is the same comparison on the generated data set, for a laptop.
 """
 
 

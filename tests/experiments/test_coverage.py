@@ -20,7 +20,7 @@ ROWS = [{"name": "a", "config": "tiny"}, {"name": "b", "label": "B", "not_expres
 
 def test_the_page_is_up_to_date():
     assert (ROOT / "docs/coverage.md").read_text() == make_coverage(), (
-        "run: python tools/reproduce.py coverage --output docs/coverage.md"
+        "run: eql-d2 reproduce coverage --output docs/coverage.md"
     )
 
 
