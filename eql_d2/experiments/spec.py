@@ -47,12 +47,29 @@ A row that this package cannot run has ``not_expressible``, the reason in a sent
 printed with what is published of it.
 """
 
-from dataclasses import dataclass, field, replace
+import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Annotated,
+    Any,
+    Dict,
+    List,
+    Literal,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+import msgspec
 import yaml
+from msgspec import Meta
+from msgspec.structs import replace
 
 from eql_d2.config_files import TABLES_FOLDER, configs_root
 from eql_d2.errors import InputError
@@ -60,7 +77,6 @@ from eql_d2.experiments.references import find_row, read_references, read_tables
 
 CONFIGS = configs_root()
 TABLES = CONFIGS / TABLES_FOLDER
-ACTIONS = ("train", "evaluate")
 SOURCES = ("paper", "repository")
 #: The papers of which every table has a specification, in the order of docs/coverage.md.
 PAPERS = {
@@ -79,10 +95,15 @@ FIXED = "-fixed"
 
 _MERGED = ("prepare", "generate")
 _JOINED = ("opts", "caveats")
+#: Keys of a table that its rows take over, or choose from.
+_OF_ROWS = ("opts", "seeds", "baseline", "published")
+
+_Text = Annotated[str, Meta(min_length=1)]
+_Seeds = Annotated[Tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)]
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True)
-class TableRow:
+class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of a table: a config with its overrides.
 
     Attributes:
@@ -101,23 +122,30 @@ class TableRow:
         not_expressible: why this package cannot run the row; empty if it can.
     """
 
-    name: str
-    config: Optional[Path]
-    label: str
+    name: _Text
+    config: Optional[Path] = None
+    label: str = ""
     opts: Tuple[str, ...] = ()
-    seeds: Tuple[int, ...] = (0,)
+    seeds: _Seeds = (0,)
     start: str = ""
-    action: str = "train"
+    action: Literal["train", "evaluate"] = "train"
     calibrate: bool = False
     baseline: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Dict[str, Any] = {}
     twin: str = ""
-    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: Dict[Literal["paper", "repository"], Dict[str, Any]] = {}
     not_expressible: str = ""
 
+    def __post_init__(self):
+        if (self.config is None) != bool(self.not_expressible):
+            raise ValueError("a row has either a config or the reason why it is not_expressible")
+        if len(self.opts) % 2:
+            raise ValueError(f"opts are not pairs of KEY VALUE: {' '.join(self.opts)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {list(self.seeds)}; they must be different whole numbers from 0 on")
 
-@dataclass(frozen=True)
-class Table:
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table specification, see the module's docstring.
 
     Attributes:
@@ -129,16 +157,16 @@ class Table:
     """
 
     name: str
-    title: str
-    dataset: str
-    rows: Tuple[TableRow, ...]
-    metrics: Tuple[str, ...]
+    title: _Text
+    dataset: _Text
+    metrics: Annotated[Tuple[Annotated[str, Meta(pattern="^[^/]+/[^/]+$")], ...], Meta(min_length=1)]
+    rows: Tuple[TableRow, ...] = ()
     columns: Tuple[str, ...] = ()
-    prepare: Mapping[str, TableRow] = field(default_factory=dict)
-    generate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prepare: Dict[str, TableRow] = {}
+    generate: Dict[str, Dict[str, Any]] = {}
     fixed_opts: Tuple[str, ...] = ()
     caveats: Tuple[str, ...] = ()
-    paper: str = ""
+    paper: Literal[("", *PAPERS)] = ""
     small_copy: str = ""
 
     @property
@@ -189,7 +217,7 @@ def load_specification(name: str, folder: Path = TABLES) -> Table:
         near = get_close_matches(str(name), names, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(names)}."
         raise InputError(f"There is no table {str(name)!r} ({path}). {hint}")
-    return _Parser(path).table()
+    return _parse(path, _read(path))
 
 
 def _read(path: Path) -> Dict[str, Any]:
@@ -210,160 +238,129 @@ def _read(path: Path) -> Dict[str, Any]:
     return {**base, **content}
 
 
-class _Parser:
-    """Turns one file into a :class:`Table`, with errors that name the file."""
+def _parse(path: Path, content: Dict[str, Any]) -> Table:
+    """Turn the content of a file into a table; whatever is wrong in it is an error that names the file."""
+    shared = {key: content.pop(key, None) for key in _OF_ROWS}
+    entries, prepared = content.pop("rows", None), content.pop("prepare", None) or {}
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: rows is {entries!r}; it must be a list of at least one row.")
+    fixed_opts = [str(word) for word in content.get("fixed_opts") or ()]
+    table = _convert(path, {**content, "name": path.stem, "fixed_opts": fixed_opts}, Table, "")
+    if table.small_copy and not path.with_name(f"{table.small_copy}.yaml").is_file():
+        raise InputError(f"{path}: small_copy is {table.small_copy!r}, which is no table beside it.")
+    unknown = sorted(set(shared["published"] or ()) - set(read_tables()))
+    if unknown:
+        raise InputError(f"{path}: published has {unknown[0]!r}, which paper_tables.yaml lacks.")
+    prepare = {
+        name: _row(path, entry, f"prepare.{name}", {**shared, "opts": None}, name=name, seeds=[PREPARATION_SEED])
+        for name, entry in prepared.items()
+    }
+    rows = tuple(_row(path, entry, f"rows[{i}]", shared) for i, entry in enumerate(entries))
+    table = replace(table, rows=rows, prepare=prepare)
+    _check_references(path, table)
+    return table
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.content = _read(path)
 
-    def fail(self, message: str):
-        raise InputError(f"{self.path}: {message}")
+def _row(path: Path, entry: Any, where: str, shared: Mapping[str, Any], **given) -> TableRow:
+    """Return a row with what it takes over from its table and from what is published of its config."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{path}: {where} is {entry!r}; a row is a mapping.")
+    opts = [str(word) for word in [*(shared["opts"] or ()), *(entry.get("opts") or ())]]
+    inherited = {"seeds": shared["seeds"], "baseline": shared["baseline"], "label": entry.get("name")}
+    row = _convert(path, {**inherited, **entry, **given, "opts": opts}, TableRow, where)
+    if row.twin and not (CONFIGS / f"{row.twin}.yaml").is_file():
+        raise InputError(f"{path}: {where}.twin is {row.twin!r}, but there is no configs/{row.twin}.yaml.")
+    for reference in row.published.values():
+        try:
+            find_row(read_tables(), reference)
+        except (InputError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: {where}.published has {reference!r}, which names no row: {error}") from None
+    if "published" in entry or (not row.twin and (row.config is None or entry.get("opts"))):
+        return row
+    return replace(row, published=_published_of_config(row.twin or entry["config"], shared["published"]))
 
-    def table(self) -> Table:
-        known = {"title", "dataset", "rows", "metrics", "seeds", "baseline", "columns", "published", "fixed_opts"}
-        known.update(_MERGED, _JOINED, ("paper", "small_copy"))
-        self.check_keys(self.content, known, "")
-        for key in ("title", "dataset", "rows", "metrics"):
-            if not self.content.get(key):
-                self.fail(f"{key} is missing.")
-        for metric in self.content["metrics"]:
-            if not isinstance(metric, str) or metric.count("/") != 1:
-                self.fail(f"metrics has {metric!r}; it must be kind/metric, as segm/APr.")
-        paper, small_copy = self.content.get("paper", ""), self.content.get("small_copy", "")
-        if paper and paper not in PAPERS:
-            self.fail(f"paper is {paper!r}; there are {', '.join(PAPERS)}.")
-        if small_copy and not self.path.with_name(f"{small_copy}.yaml").is_file():
-            self.fail(f"small_copy is {small_copy!r}, which is no table beside it.")
-        prepare = {}
-        for name, entry in (self.content.get("prepare") or {}).items():
-            entry = {**entry, "name": name, "seeds": [PREPARATION_SEED]}
-            prepare[name] = self.row(entry, f"prepare.{name}", shared_opts=())
-        shared_opts = self.content.get("opts") or ()
-        rows = tuple(self.row(entry, f"rows[{i}]", shared_opts) for i, entry in enumerate(self.content["rows"]))
-        table = Table(
-            name=self.path.stem,
-            title=self.content["title"],
-            dataset=self.content["dataset"],
-            rows=rows,
-            metrics=tuple(self.content["metrics"]),
-            columns=tuple(self.content.get("columns") or ()),
-            prepare=prepare,
-            generate=self.content.get("generate") or {},
-            fixed_opts=tuple(str(word) for word in self.content.get("fixed_opts") or ()),
-            caveats=tuple(self.content.get("caveats") or ()),
-            paper=paper,
-            small_copy=small_copy,
-        )
-        self.check_references(table)
-        return table
 
-    def row(self, entry: Any, where: str, shared_opts: Sequence) -> TableRow:
-        if not isinstance(entry, dict):
-            self.fail(f"{where} is {entry!r}; a row is a mapping.")
-        self.check_keys(entry, set(TableRow.__dataclass_fields__), where)
-        reason = entry.get("not_expressible", "")
-        if reason and "config" in entry:
-            self.fail(f"{where} has a config and is not_expressible; it must be one of the two.")
-        for key in ("name", "not_expressible" if reason else "config"):
-            if not isinstance(entry.get(key), str):
-                self.fail(f"{where}.{key} is {entry.get(key)!r}; it must be a string.")
-        config = None if reason else CONFIGS / f"{entry['config']}.yaml"
-        if config is not None and not config.is_file():
-            self.fail(f"{where}.config is {entry['config']!r}, but {config} does not exist.")
-        if entry.get("action", "train") not in ACTIONS:
-            self.fail(f"{where}.action is {entry['action']!r}; there are {' and '.join(ACTIONS)}.")
-        opts = [str(word) for word in [*shared_opts, *(entry.get("opts") or ())]]
-        if len(opts) % 2:
-            self.fail(f"opts of {where} are not pairs of KEY VALUE: {' '.join(opts)}.")
-        return TableRow(
-            name=entry["name"],
-            config=config,
-            label=entry.get("label", entry["name"]),
-            opts=tuple(opts),
-            seeds=self.seeds(entry.get("seeds", self.content.get("seeds", [0])), where),
-            start=entry.get("start", ""),
-            action=entry.get("action", "train"),
-            calibrate=bool(entry.get("calibrate", False)),
-            baseline=entry.get("baseline", self.content.get("baseline")) or "",
-            values=entry.get("values") or {},
-            twin=entry.get("twin", ""),
-            published=self.published(entry, where),
-            not_expressible=reason,
-        )
+def _published_of_config(config: str, tables: Optional[List[str]]) -> Dict[str, Mapping[str, Any]]:
+    """Return, by source, the first reference of a config into one of the tables; ``None`` for all tables."""
+    found = {}
+    for source in SOURCES:
+        references = read_references().get(config, {}).get(source, ())
+        fitting = [reference for reference in references if tables is None or reference["table"] in tables]
+        if fitting:
+            found[source] = fitting[0]
+    return found
 
-    def published(self, entry: Mapping[str, Any], where: str) -> Dict[str, Mapping[str, Any]]:
-        """Return what is published of a row: its own references, else those of its twin or its config."""
-        given = entry.get("published")
-        if given is not None:
-            if not isinstance(given, dict) or set(given) - set(SOURCES):
-                self.fail(f"{where}.published is {given!r}; it must be a reference for each of {', '.join(SOURCES)}.")
-            for reference in given.values():
-                try:
-                    find_row(read_tables(), reference)
-                except (InputError, KeyError, TypeError) as error:
-                    self.fail(f"{where}.published has {reference!r}, which names no row: {error}")
-            return given
-        twin, config = entry.get("twin", ""), entry.get("config", "")
-        if twin and not (CONFIGS / f"{twin}.yaml").is_file():
-            self.fail(f"{where}.twin is {twin!r}, but there is no configs/{twin}.yaml.")
-        if not twin and (not config or entry.get("opts")):
-            return {}
-        return self.published_of_config(twin or config)
 
-    def published_of_config(self, config: str) -> Dict[str, Mapping[str, Any]]:
-        """Return, by source, the first reference of a config into a table that is asked for."""
-        tables = self.content.get("published")
-        unknown = sorted(set(tables or ()) - set(read_tables()))
+def _convert(path: Path, content: Mapping[str, Any], kind: Type[_Struct], where: str) -> _Struct:
+    """Return the content as a typed object; keys without a value count as absent.
+
+    Raises:
+        InputError: naming the file, the field and its value.
+    """
+    content = {key: value for key, value in content.items() if value is not None}
+    try:
+        return msgspec.convert(content, kind, dec_hook=_config_path)
+    except msgspec.ValidationError as error:
+        message, place = re.fullmatch(r"(.*?)(?: - at .*?`\$(.*)`)?", str(error), re.DOTALL).groups()
+        field = re.sub(r"\[.*", "", (place or "").lstrip("."))
+        said = f"{field} is {content[field]!r}: " if field in content else ""
+        hint = ""
+        unknown = re.search("unknown field `(.*)`", message)
         if unknown:
-            self.fail(f"published has {unknown[0]!r}, which paper_tables.yaml lacks.")
-        found = {}
-        for source in SOURCES:
-            references = read_references().get(config, {}).get(source, ())
-            fitting = [reference for reference in references if tables is None or reference["table"] in tables]
-            if fitting:
-                found[source] = fitting[0]
-        return found
+            near = get_close_matches(unknown.group(1), [*kind.__struct_fields__, *_OF_ROWS], n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+        elif message.startswith("Invalid enum value"):
+            hint = f" There are {', '.join(filter(None, _choices(get_type_hints(kind)[field])))}."
+        raise InputError(f"{path}: {where + ': ' if where else ''}{said}{message}.{hint}") from None
 
-    def seeds(self, seeds: Any, where: str) -> Tuple[int, ...]:
-        is_list = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-        if not is_list or len(set(seeds)) < len(seeds):
-            self.fail(f"seeds of {where} are {seeds!r}; they must be different whole numbers from 0 on.")
-        return tuple(seeds)
 
-    def check_references(self, table: Table) -> None:
-        names = [row.name for row in table.rows]
-        repeated = sorted({name for name in [*names, *table.prepare] if [*names, *table.prepare].count(name) > 1})
-        if repeated:
-            self.fail(f"the name {repeated[0]!r} stands for two rows.")
-        for row in [*table.rows, *table.prepare.values()]:
-            if row.baseline and row.baseline not in names:
-                self.fail(f"baseline of {row.name!r} is {row.baseline!r}, no row; there are {', '.join(names)}.")
-            self.check_start(table, row)
-            if row.start and not row.not_expressible and table.find(row.start).not_expressible:
-                self.fail(f"start of {row.name!r} is {row.start!r}, which is not expressible.")
-            unknown = sorted(set(row.values) - set(table.columns))
-            if unknown:
-                self.fail(f"values of {row.name!r} has {unknown[0]!r}, which is not in columns.")
+def _choices(hint: Any) -> Tuple[str, ...]:
+    """Return the values of the first ``Literal`` in a type."""
+    return get_args(hint) if get_origin(hint) is Literal else _choices(get_args(hint)[0])
 
-    def check_start(self, table: Table, row: TableRow) -> None:
-        seen = [row.name]
-        while row.start:
-            names = [*table.prepare, *(other.name for other in table.rows)]
-            if row.start not in names:
-                self.fail(f"start of {row.name!r} is {row.start!r}; there are {', '.join(names)}.")
-            if row.start in seen:
-                self.fail(f"{' starts from '.join([*seen, row.start])}: that is a circle.")
-            seen.append(row.start)
-            following = table.find(row.start)
-            lacking = set(row.seeds) - set(following.seeds)
-            if row.start not in table.prepare and lacking:
-                self.fail(f"{row.name!r} has the seed {min(lacking)}, which {row.start!r}, where it starts, has not.")
-            row = following
 
-    def check_keys(self, mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-        for key in mapping:
-            if key not in known:
-                near: Optional[List[str]] = get_close_matches(str(key), sorted(known), n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}."
-                self.fail(f"{where + '.' if where else ''}{key} is no field of a table; {hint}")
+def _config_path(kind: Type, name: Any) -> Path:
+    """Return the file of a config, for msgspec, which puts the field's name before the error."""
+    path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    return path
+
+
+def _check_references(path: Path, table: Table) -> None:
+    """Raise an :class:`InputError` if rows name one another, or columns, that are not there."""
+    names = [row.name for row in table.rows]
+    every = [*table.prepare, *names]
+    repeated = sorted({name for name in every if every.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path}: the name {repeated[0]!r} stands for two rows.")
+    for row in [*table.rows, *table.prepare.values()]:
+        if row.baseline and row.baseline not in names:
+            raise InputError(
+                f"{path}: baseline of {row.name!r} is {row.baseline!r}, no row; there are {', '.join(names)}."
+            )
+        _check_start(path, table, row)
+        if row.start and not row.not_expressible and table.find(row.start).not_expressible:
+            raise InputError(f"{path}: start of {row.name!r} is {row.start!r}, which is not expressible.")
+        unknown = sorted(set(row.values) - set(table.columns))
+        if unknown:
+            raise InputError(f"{path}: values of {row.name!r} has {unknown[0]!r}, which is not in columns.")
+
+
+def _check_start(path: Path, table: Table, row: TableRow) -> None:
+    """Raise an :class:`InputError` if there is no way from a row back to one that starts from none."""
+    names = [*table.prepare, *(other.name for other in table.rows)]
+    seen = [row.name]
+    while row.start:
+        if row.start not in names:
+            raise InputError(f"{path}: start of {row.name!r} is {row.start!r}; there are {', '.join(names)}.")
+        if row.start in seen:
+            raise InputError(f"{path}: {' starts from '.join([*seen, row.start])}: that is a circle.")
+        seen.append(row.start)
+        following = table.find(row.start)
+        lacking = set(row.seeds) - set(following.seeds)
+        if row.start not in table.prepare and lacking:
+            raise InputError(
+                f"{path}: {row.name!r} has the seed {min(lacking)}, which {row.start!r}, where it starts, has not."
+            )
+        row = following
