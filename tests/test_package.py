@@ -1,5 +1,6 @@
 """The package as a whole: what imports without Detectron2, what importing it leaves alone, its commands."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -140,3 +141,18 @@ def test_help_is_there_at_once():
 def test_a_misspelt_command_is_answered():
     done = run_cli("trian")
     assert done.returncode == 2 and "has no command 'trian'; did you mean train?" in done.stderr
+
+
+#: One function of two evaluators, and the entry points of the commands.
+SHARED_NAMES = {"coco_curves", "lvis_curves", "add_arguments", "main", "parse_arguments", "run"}
+
+
+def test_no_two_public_functions_or_classes_share_a_name():
+    found = {}
+    for path in Path(eql_d2.__file__).parent.rglob("*.py"):
+        if path.parent.name == "commands":
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path))
+    assert not {name: paths for name, paths in found.items() if len(paths) > 1 and name not in SHARED_NAMES}

@@ -5,7 +5,8 @@
         --plot ap.png --train-json lvis_v0.5_train.json
 
 Prints AP, AP50, AP75, APs/m/l, APr/c/f and AR in percent as a Markdown table; "n/a" where there is no ground truth.
-The protocol is LVIS's if the annotations have negative sets, else COCO's.
+Masks may be polygons or run lengths. The protocol is LVIS's if an image of the annotations has a negative or a
+not-exhaustive set or a category has a frequency letter, as in training, else COCO's.
 """
 
 import argparse

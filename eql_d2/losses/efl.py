@@ -8,7 +8,7 @@ from torch import Tensor
 from eql_d2.losses.base import Categories, append_background, sigmoid_prior_bias, widen
 from eql_d2.losses.functional import LossTerms, focal_cross_entropy
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
-from eql_d2.losses.state import StatefulLoss, gradient_ratio, mean_count_over_ranks
+from eql_d2.losses.state import StatefulLoss, accumulated_ratio, mean_count_over_ranks
 
 
 @CLASSIFIER_LOSS_REGISTRY.register("EFL")
@@ -61,7 +61,7 @@ class EqualizedFocalLoss(StatefulLoss):
 
     def gradient_ratio(self) -> Tensor:
         """Return g, float64 ``[K]`` in [0, 1]."""
-        return gradient_ratio(self.pos_grad, self.neg_grad, 1.0).clamp(0, 1)
+        return accumulated_ratio(self.pos_grad, self.neg_grad, 1.0).clamp(0, 1)
 
     def statistics(self) -> Dict[str, Tensor]:
         statistics = super().statistics()

@@ -8,7 +8,7 @@ from torch import Tensor
 from eql_d2.losses.base import Categories, append_background, mean_over_regions, sigmoid_prior_bias, widen
 from eql_d2.losses.functional import weighted_sigmoid_cross_entropy
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
-from eql_d2.losses.state import StatefulLoss, gradient_ratio
+from eql_d2.losses.state import StatefulLoss, accumulated_ratio
 
 #: Ratio before the first step: so large that all weights are 1 (authors' code).
 INITIAL_RATIO = 100.0
@@ -71,7 +71,7 @@ class EqualizationLossV2(StatefulLoss):
 
     def gradient_ratio(self) -> Tensor:
         """Return g, float64 ``[K]``."""
-        return gradient_ratio(self.pos_grad, self.neg_grad, INITIAL_RATIO)
+        return accumulated_ratio(self.pos_grad, self.neg_grad, INITIAL_RATIO)
 
     def mapped_ratio(self) -> Tensor:
         """Return f(g), float64 ``[K]``."""

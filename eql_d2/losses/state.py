@@ -68,7 +68,7 @@ class StatefulLoss(ClassifierLoss):
             offset += values.numel()
 
 
-def gradient_ratio(positive: Tensor, negative: Tensor, initial: float) -> Tensor:
+def accumulated_ratio(positive: Tensor, negative: Tensor, initial: float) -> Tensor:
     """Return g_j = positive / (negative + 1e-10), ``[K]``, and ``initial`` for all classes before the first step.
 
     The 1e-10 is the authors'. A class that had no positive region yet has a ratio of zero after the first step.

@@ -42,7 +42,7 @@ def test_jobs_take_turns_and_say_how_far_they_are(tmp_path):
         def command(self):
             script = (
                 f"import time, pathlib; folder = pathlib.Path({str(self.output_dir)!r}); "
-                "(folder / 'metrics.json').write_text('{\"iteration\": 4, \"total_loss\": 2.5, \"eta_seconds\": 7}'); "
+                '(folder / \'metrics.json\').write_text(\'{"iteration": 4, "total_loss": 2.5, "eta_seconds": 7}\'); '
                 "time.sleep(0.5); (folder / 'model_final.pth').touch(); (folder / 'results.json').write_text('{}')"
             )
             return [sys.executable, "-c", script]

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch import distributed as dist
 
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY, LogitStatistics
-from eql_d2.losses.state import RandomLoss, StatefulLoss, gradient_ratio, random_rank, sum_over_ranks
+from eql_d2.losses.state import RandomLoss, StatefulLoss, accumulated_ratio, random_rank, sum_over_ranks
 from tests.losses.helpers import make_loss, random_labels, random_logits, step
 
 STATEFUL = sorted(name for name, cls in CLASSIFIER_LOSS_REGISTRY if issubclass(cls, StatefulLoss))
@@ -131,8 +131,8 @@ def test_sums_do_not_stop_growing():
 
 def test_gradient_ratio():
     zero, some = torch.zeros(2, dtype=torch.float64), torch.tensor([0.0, 3.0], dtype=torch.float64)
-    assert gradient_ratio(zero, zero, 100.0).tolist() == [100.0, 100.0]
-    assert gradient_ratio(some, some + 1, 100.0).tolist() == pytest.approx([0.0, 0.75])
+    assert accumulated_ratio(zero, zero, 100.0).tolist() == [100.0, 100.0]
+    assert accumulated_ratio(some, some + 1, 100.0).tolist() == pytest.approx([0.0, 0.75])
 
 
 def test_random_rank_orders_the_candidates_first():

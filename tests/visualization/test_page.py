@@ -34,7 +34,7 @@ def test_a_document_is_well_formed(tmp_path):
     outline = Outline(text)
     assert text.startswith("<!DOCTYPE html>") and SCRIPT not in text
     assert outline.attributes("html", "lang") == ["en"] and outline.attributes("script", "src") == []
-    assert 'font-variant-numeric: tabular-nums; }' in text  # the style is in it, and not escaped: "Segoe UI"
+    assert "font-variant-numeric: tabular-nums; }" in text  # the style is in it, and not escaped: "Segoe UI"
     assert '"Segoe UI"' in text
 
 
