@@ -22,7 +22,10 @@ SETS = ("mini", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
 CALIBRATIONS = {name.lower() for name, _ in CALIBRATION_REGISTRY}
 #: All others have two.
-FOUR_IMAGES_A_GPU = [CONFIGS / "LVISv0.5/class_balanced/faster_rcnn_R_50_FPN_coco_1x_stage2.yaml"]  # BAGS model 7
+IMAGES_PER_GPU = {
+    CONFIGS / "LVISv0.5/class_balanced/faster_rcnn_R_50_FPN_coco_1x_stage2.yaml": 4,  # BAGS model 7
+    CONFIGS / "LVISv0.5/softmax/mask_rcnn_R_50_FPN_coco_1x.yaml": 1,  # BAGS model 19
+}
 #: What is done with a softmax classifier that is trained already: (TRAINABLE, INIT_CLASSIFIER) of each protocol.
 PROTOCOLS = {"crt": ("classifier", "reset"), "lws": ("scale", "keep"), "tau_norm": ("all", "keep")}
 
@@ -149,7 +152,7 @@ def test_second_stages_start_from_the_first(path):
         if key == "ROI_HEADS":
             ours.SCORE_THRESH_TEST = theirs.SCORE_THRESH_TEST
         assert ours == theirs, key
-    factor = 2 if path in FOUR_IMAGES_A_GPU else 1
+    factor = IMAGES_PER_GPU.get(path, 2) / IMAGES_PER_GPU.get(first, 2)
     assert factor * first_cfg.SOLVER.IMS_PER_BATCH == cfg.SOLVER.IMS_PER_BATCH
 
 
@@ -204,8 +207,7 @@ def test_every_protocol_states_its_world_size():
     for path in LEAVES:
         if not is_leaf_of_a_set(path):
             cfg = load(path)
-            images_per_gpu = 4 if path in FOUR_IMAGES_A_GPU else 2
-            assert images_per_gpu * cfg.SOLVER.REFERENCE_WORLD_SIZE == cfg.SOLVER.IMS_PER_BATCH, path
+            assert IMAGES_PER_GPU.get(path, 2) * cfg.SOLVER.REFERENCE_WORLD_SIZE == cfg.SOLVER.IMS_PER_BATCH, path
 
 
 def test_configs_survive_a_dump(tmp_path):
@@ -227,3 +229,15 @@ def test_the_tail_of_lvis_v1_is_rare_and_common():
         tail = frequency.tail_mask(node[name.upper()].LAMBDA)
         assert tail.sum() == classes
         assert sum(is_frequent[j] for j in tail.nonzero().flatten().tolist()) == of_frequent
+
+
+def test_every_coco_protocol_trains_12_epochs_with_the_releases_losses():
+    """Whatever its batch; smooth L1 with beta 1 and 1/9, 2000 proposals."""
+    leaves = [path for path in LEAVES if "_coco_" in path.name]
+    assert len(leaves) > 15
+    for path in leaves:
+        cfg = load(path)
+        beta = (cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA, cfg.MODEL.RPN.SMOOTH_L1_BETA, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN)
+        assert beta == (1.0, pytest.approx(1 / 9, abs=1e-4), 2000), path
+        if cfg.SOLVER.IMS_PER_BATCH != 16:
+            assert abs(cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH - 12 * 56740) <= cfg.SOLVER.IMS_PER_BATCH, path
