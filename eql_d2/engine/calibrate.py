@@ -62,9 +62,9 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
         raise InputError(f"--max-images is {args.max_images}; it must be 0 (all) or more.")
     model = load_trained_model(cfg, args.resume, "Calibration")
     node = cfg.MODEL.LONG_TAIL.CALIBRATION.LOGN
-    loader: Any
+    loader: Union[_Steps, DataLoader]
     if RunningLogitStatistics.regions == node.REGIONS:
-        loader: Union[_Steps, DataLoader] = _one_epoch(cfg, dataset, args.max_images)
+        loader = _one_epoch(cfg, dataset, args.max_images)
         statistics = collect_running_statistics(model, loader, node.MOMENTUM)
     else:
         loader = _thinned(Trainer.build_test_loader(cfg, dataset), args.max_images)

@@ -173,8 +173,9 @@ def _substitute(rules: List[Tuple[str, str]], name: str, offset: int) -> Optiona
         match = re.fullmatch(pattern, name)
         if match:
             numbers = {key: int(value) + offset for key, value in match.groupdict().items() if (value or "").isdigit()}
-            filled = re.sub(r"\{(\w)\}", lambda found, numbers=numbers: str(numbers[found.group(1)]), target)
-            return match.expand(filled)
+            for key, number in numbers.items():
+                target = target.replace(f"{{{key}}}", str(number))
+            return match.expand(target)
     return None
 
 
