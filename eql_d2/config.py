@@ -2,7 +2,7 @@
 
 import re
 from difflib import get_close_matches
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Mapping, Sequence
 
 import torch
 
@@ -361,11 +361,11 @@ def get_cfg() -> CN:
     return cfg
 
 
-def flatten(cfg: CN, prefix: str = "") -> Dict[str, Any]:
-    """Return the leaves of a config by their dotted names."""
+def flatten(cfg: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """Return the leaves of a config, or of any nested mapping, by their dotted names."""
     leaves: Dict[str, Any] = {}
     for key, value in cfg.items():
-        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, CN) else {prefix + key: value})
+        leaves.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return leaves
 
 
@@ -411,7 +411,7 @@ def _merge(cfg: CN, merge, source: str) -> None:
         found = re.search(r"Non-existent (?:config )?key: ([\w.\-]+)", message)
         if not found:
             raise InputError(f"{source}: {message}") from None
-        near = get_close_matches(found.group(1), _all_keys(cfg), n=1)
+        near = get_close_matches(found.group(1), flatten(cfg), n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise InputError(f"{source}: {found.group(1)} is no config key.{hint}") from None
     except OSError as error:
@@ -420,13 +420,6 @@ def _merge(cfg: CN, merge, source: str) -> None:
         if type(error).__module__.startswith("yaml"):
             raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
         raise
-
-
-def _all_keys(cfg: CN, prefix: str = "") -> List[str]:
-    keys = []
-    for key, value in cfg.items():
-        keys += _all_keys(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
-    return keys
 
 
 def choose_device(cfg: CN) -> None:

@@ -72,7 +72,9 @@ class PlannedRun:
     @cached_property
     def config_digest(self) -> str:
         """Digest of :meth:`identity`."""
-        return _digest(repr(sorted(_flat(self.identity()))).encode())
+        # Lists and tuples alike, since YAML has lists only.
+        leaves = [(key, repr(_as_list(value))) for key, value in flatten(self.identity()).items()]
+        return _digest(repr(sorted(leaves)).encode())
 
     def data_digest(self) -> str:
         """Return a digest of the annotation files of training and test, and of those of the parent.
@@ -210,17 +212,6 @@ def _file_digest(path: Path, mtime_ns: int) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _flat(content: Dict[str, Any]) -> List[Tuple[str, str]]:
-    """Return the leaves of a nested mapping as (path, repr); lists and tuples alike, since YAML has lists only."""
-    leaves = []
-    for key, value in content.items():
-        if isinstance(value, dict):
-            leaves += [(f"{key}.{path}", leaf) for path, leaf in _flat(value)]
-        else:
-            leaves.append((key, repr(_as_list(value))))
-    return leaves
 
 
 def _as_list(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """A measured table as Markdown, CSV, LaTeX or HTML."""
 
 import csv
-import html
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Callable, Dict, List, Sequence, Tuple
 
 from eql_d2.experiments.comparison import Cell, Line
 from eql_d2.experiments.spec import FIXED, SOURCES, Table
+from eql_d2.visualization.page import render
 
 KINDS = {
     "segm": "mask",
@@ -239,34 +239,11 @@ def _latex(text: str) -> str:
 
 def to_html(table: Table, lines: Sequence[Line]) -> str:
     """Return the report as one HTML page without scripts or links."""
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(table.title)}</title>",
-        "<style>body{font-family:sans-serif;margin:1.5em;max-width:80em}div{overflow-x:auto}"
-        "table{border-collapse:collapse;border-top:2px solid;border-bottom:2px solid}caption{text-align:left;"
-        "font-weight:bold;padding:.5em 0}th,td{padding:.2em .6em;text-align:right}tbody th{text-align:left;"
-        "font-weight:normal}thead tr:last-child{border-bottom:1px solid}</style></head><body>",
-        f"<h1>{html.escape(table.title)}</h1><p>{html.escape(table.dataset)}.</p>",
+    grids = [
+        {"grid": grid, "spans": _spans(grid), "has_sources": _has_sources(grid)}
+        for grid in make_grids(table, lines)
     ]
-    for grid in make_grids(table, lines):
-        parts.append(f'<div tabindex="0" role="region" aria-label="{grid.title}"><table>')
-        parts.append(f"<caption>{grid.title}</caption><thead><tr>")
-        parts += [
-            f'<th scope="{"col" if width == 1 else "colgroup"}" colspan="{width}">{html.escape(name)}</th>'
-            for name, width in _spans(grid)
-        ]
-        parts.append("</tr>")
-        if _has_sources(grid):
-            cells = "".join(f'<th scope="col">{source}</th>' if source else "<td></td>" for _, source in grid.header)
-            parts.append(f"<tr>{cells}</tr>")
-        parts.append("</thead><tbody>")
-        for first, *rest in grid.rows:
-            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-            parts.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
-        parts.append("</tbody></table></div>")
-    parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes(table, lines)) + "</ul>")
-    return "\n".join(parts) + "</body></html>\n"
+    return render("measured", title=table.title, dataset=table.dataset, grids=grids, notes=notes(table, lines))
 
 
 #: How a report can be printed.
