@@ -74,8 +74,6 @@ def add_eql_config(cfg: CN) -> None:
     node.CLASSIFICATION.AUTO_AUGMENT = ""
     # Side in pixels of the square that Cutout (arXiv 1708.04552) makes black; 0 is off.
     node.CLASSIFICATION.CUTOUT = 0
-    # A classifier of cosines times this number in place of a linear one; 0 is off.
-    node.CLASSIFICATION.COSINE_SCALE = 0.0
 
     node.NORMED = CN()
     # Factor of the cosines in a normed classifier.

@@ -18,7 +18,7 @@ from eql_d2.engine.trainer import load_trained_model
 from eql_d2.errors import InputError
 from eql_d2.evaluation.loop import with_progress
 from eql_d2.losses import ClassifierLoss
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 from eql_d2.modeling.regions import RegionStatistics, Watcher
 
 
@@ -64,7 +64,7 @@ def pass_over(run: TrainedModel, dataset: Optional[str] = None, max_images: int 
     cfg = _analysis_config(run.cfg, dataset)
     loader = _loader(cfg, dataset, max_images)
     model = load_trained_model(cfg, resume=False, purpose="Analysis")
-    predictors = [predictor for _, predictor in box_predictors(model)]
+    predictors = [predictor for _, predictor in classifier_layers(model)]
     if not predictors:
         raise InputError(
             f"{run.config_file}: MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME!r}, whose box predictor "

@@ -19,8 +19,8 @@ from eql_d2.engine.trainer import Trainer, load_trained_model
 from eql_d2.errors import InputError
 from eql_d2.evaluation.loop import with_progress
 from eql_d2.losses import LogitStatistics, RunningLogitStatistics
-from eql_d2.modeling.box_predictor import box_predictors
 from eql_d2.modeling.build import statistics_file
+from eql_d2.modeling.classifier_layer import classifier_layers
 from eql_d2.run_folder import RunFolder
 
 
@@ -129,7 +129,7 @@ def _collect(
     model: nn.Module, data_loader: Any, new_statistics: Callable[[int], LogitStatistics]
 ) -> List[LogitStatistics]:
     """Return one ``new_statistics(num_logits)`` for each box predictor, fed with its logits of all batches."""
-    predictors = [predictor for _, predictor in box_predictors(model)]
+    predictors = [predictor for _, predictor in classifier_layers(model)]
     if not predictors:
         raise InputError(
             "The model has no box predictor of this package; set MODEL.ROI_HEADS.NAME to one of its ROI heads."

@@ -11,7 +11,7 @@ from eql_d2.data.catalog import category_frequency
 from eql_d2.data.categories import CategoryTable
 from eql_d2.errors import InputError
 from eql_d2.evaluation.report import write_category_csv
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 from eql_d2.modeling.regions import Watcher, region_rows
 from eql_d2.run_folder import RunFolder
 
@@ -36,7 +36,7 @@ class GradientHook(HookBase):
         self.period = cfg.MODEL.LONG_TAIL.ANALYSIS.PERIOD
         if self.period < 1:
             raise InputError(f"MODEL.LONG_TAIL.ANALYSIS.PERIOD is {self.period}; it is 0 (off) or a number of steps.")
-        predictors = [predictor for _, predictor in box_predictors(model)]
+        predictors = [predictor for _, predictor in classifier_layers(model)]
         if not predictors:
             raise InputError(
                 "MODEL.LONG_TAIL.ANALYSIS.PERIOD is set, but the model has no box predictor of this package; set "

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from eql_d2.errors import InputError
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 
 #: What ``MODEL.LONG_TAIL.TRAINABLE`` may be, with the beginnings of the names of the parameters of a box predictor that
 #: are then trained; ``box_head`` has the layers below it, too.
@@ -60,7 +60,7 @@ def freeze(model: nn.Module, trainable: str) -> None:
     """
     if trainable == "all":
         return
-    trained = tuple(f"{name}.{part}" for name, _ in box_predictors(model) for part in TRAINABLE[trainable])
+    trained = tuple(f"{name}.{part}" for name, _ in classifier_layers(model) for part in TRAINABLE[trainable])
     if trained and trainable == "box_head":
         trained += ("roi_heads.box_head.",)
     if not trained:
@@ -70,7 +70,7 @@ def freeze(model: nn.Module, trainable: str) -> None:
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trained))
-    losses = {part for _, predictor in box_predictors(model) for part in predictor.classifier_loss.modules()}
+    losses = {part for _, predictor in classifier_layers(model) for part in predictor.classifier_loss.modules()}
     for module in model.modules():
         is_layer = next(module.children(), None) is None and module not in losses
         if is_layer and not any(parameter.requires_grad for parameter in module.parameters()):
@@ -85,7 +85,7 @@ def _stay_in_evaluation_mode(module: nn.Module, mode: bool = True) -> nn.Module:
 
 def is_part_of_classifier(model: nn.Module, name: str) -> bool:
     """Return whether the parameter or buffer ``name`` is of a box predictor's classifier or its loss."""
-    prefixes = [f"{prefix}.{part}" for prefix, _ in box_predictors(model) for part in CLASSIFIER_PARTS]
+    prefixes = [f"{prefix}.{part}" for prefix, _ in classifier_layers(model) for part in CLASSIFIER_PARTS]
     return name.startswith(tuple(prefixes))
 
 

@@ -3,43 +3,34 @@
 from typing import Any, Dict, List, Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from eql_d2.errors import InputError
 from eql_d2.losses import ClassifierLoss
 from eql_d2.modeling.box_predictor import STATISTICS_PERIOD
 from eql_d2.modeling.build import build_image_loss_from_config
+from eql_d2.modeling.classifier_layer import ClassifierLayer, classifier_settings
 
 
-class ClassifierHead(nn.Module):
-    """Global average pooling and a linear layer, with a :class:`~eql_d2.losses.ClassifierLoss` behind it.
+class ClassifierHead(ClassifierLayer):
+    """Global average pooling and a classifier of this package.
 
     Args:
         in_channels: of the feature map.
         classifier_loss: over K logits.
-        cosine_scale: if positive, the classifier has no bias, features and weights are divided by their norms and the
-            logits multiplied by this (the classifier of Softmax-EQL on ImageNet-LT in the authors' code, 30).
+        settings: of :meth:`~eql_d2.modeling.classifier_layer.ClassifierLayer.add_classifier`.
     """
 
-    def __init__(self, in_channels: int, classifier_loss: ClassifierLoss, cosine_scale: float = 0.0):
+    def __init__(self, in_channels: int, classifier_loss: ClassifierLoss, **settings: Any):
         super().__init__()
-        self.classifier_loss = classifier_loss
-        self.cosine_scale = cosine_scale
-        self.cls_score = nn.Linear(in_channels, classifier_loss.num_logits, bias=not cosine_scale)
-        if not cosine_scale:
-            with torch.no_grad():
-                self.cls_score.bias.copy_(classifier_loss.initial_bias())
+        self.add_classifier(in_channels, classifier_loss, **settings)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the logits ``[N, K]`` of feature maps ``[N, C, H, W]`` or vectors ``[N, C]``."""
+    def forward(self, features: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return the logits ``[N, K]`` of feature maps ``[N, C, H, W]`` or vectors ``[N, C]``, and the vectors."""
         x = features.mean((2, 3)) if features.ndim == 4 else features
-        if self.cosine_scale:
-            return self.cosine_scale * F.linear(F.normalize(x), F.normalize(self.cls_score.weight))
-        return self.cls_score(x)
+        return self.logits(x), x
 
 
 @META_ARCH_REGISTRY.register()
@@ -69,12 +60,9 @@ class LongTailClassifier(nn.Module):
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
         backbone = build_backbone(cfg)
         in_channels = list(backbone.output_shape().values())[-1].channels
-        scale = cfg.MODEL.LONG_TAIL.CLASSIFICATION.COSINE_SCALE
-        if scale < 0:
-            raise InputError(f"MODEL.LONG_TAIL.CLASSIFICATION.COSINE_SCALE is {scale}; it is positive, or 0 for off.")
         return {
             "backbone": backbone,
-            "head": ClassifierHead(in_channels, build_image_loss_from_config(cfg), scale),
+            "head": ClassifierHead(in_channels, build_image_loss_from_config(cfg), **classifier_settings(cfg)),
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
         }
@@ -95,10 +83,10 @@ class LongTailClassifier(nn.Module):
             In training ``{"loss_cls": scalar}``, or what the loss names its parts; else a list of N dicts with
             ``scores``, float32 ``[K]``.
         """
-        logits = self.head(self._features(batched_inputs))
+        logits, _ = self.head(self._features(batched_inputs))
         if not self.training:
             num_classes = self.head.classifier_loss.num_classes
-            return [{"scores": scores} for scores in self.head.classifier_loss.scores(logits)[:, :num_classes]]
+            return [{"scores": scores} for scores in self.head.scores(logits)[:, :num_classes]]
         gt_classes = torch.tensor([image["gt_class"] for image in batched_inputs], device=self.device)
         loss = self.head.classifier_loss(logits, gt_classes)
         self._log(logits, gt_classes)

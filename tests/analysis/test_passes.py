@@ -12,7 +12,7 @@ from eql_d2.data.build import build_train_loader
 from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 from tests.conftest import ARCHITECTURES, NUM_CLASSES, tiny_config
 from tests.engine.test_protocol import trained_weights
 
@@ -66,7 +66,7 @@ def test_the_model_stays_as_it_was(lvis_folder, loss):
     model.roi_heads.eval()
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     generator = torch.get_rng_state()
-    predictors = [predictor for _, predictor in box_predictors(model)]
+    predictors = [predictor for _, predictor in classifier_layers(model)]
     collect(model, predictors, [batch, batch])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes

@@ -12,7 +12,7 @@ from eql_d2.engine import setup as setup_run
 from eql_d2.engine.calibrate import calibrate, calibrate_parser
 from eql_d2.engine.trainer import Trainer, run
 from eql_d2.errors import InputError
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 from tests.conftest import NUM_CLASSES, ROOT, tiny_config
 from tests.engine.test_protocol import trained_weights
 
@@ -34,7 +34,7 @@ def all_logits(cfg, weights, every=1):
     model = Trainer.build_model(cfg).eval()
     model.load_state_dict(torch.load(weights)["model"])
     kept = []
-    for _, predictor in box_predictors(model):
+    for _, predictor in classifier_layers(model):
         logits = []
         predictor.cls_score.register_forward_hook(lambda module, args, output, logits=logits: logits.append(output))
         kept.append(logits)

@@ -13,7 +13,7 @@ from eql_d2.engine import setup as setup_run
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.trainer import Trainer, run
 from eql_d2.errors import InputError
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 from tests.conftest import ARCHITECTURES, tiny_config
 from tests.modeling.test_heads import example
 
@@ -32,7 +32,7 @@ def trained_weights(folder, architecture="Mask-R-CNN-FPN", loss="SOFTMAX", *opts
     model = Trainer.build_model(cfg).train()
     with EventStorage():
         model([example(), example(classes=(1,), seed=1)])
-    for _, predictor in box_predictors(model):
+    for _, predictor in classifier_layers(model):
         nn.init.normal_(predictor.cls_score.bias)
     path = folder / f"{architecture}_{loss}.pth"
     torch.save({"model": model.state_dict()}, path)
@@ -162,7 +162,7 @@ def test_reset_starts_anew(lvis_folder, architecture):
     for name, value in model.state_dict().items():
         if ".cls_score." not in name and ".classifier_loss." not in name:
             assert torch.equal(value, saved[name]), name
-    for name, predictor in box_predictors(model):
+    for name, predictor in classifier_layers(model):
         assert torch.equal(predictor.cls_score.bias, predictor.classifier_loss.initial_bias())
         assert not torch.equal(predictor.cls_score.weight, saved[f"{name}.cls_score.weight"])
         assert 0.005 < predictor.cls_score.weight.std() < 0.02

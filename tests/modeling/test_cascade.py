@@ -8,7 +8,7 @@ from detectron2.utils.events import EventStorage
 
 from eql_d2.errors import InputError
 from eql_d2.losses import LogitStatistics
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 from tests.conftest import NUM_CLASSES, tiny_config
 from tests.modeling.test_heads import example
 
@@ -29,7 +29,7 @@ def cascade(folder, loss="SOFTMAX", *opts):
     torch.manual_seed(0)
     model = build_model(tiny_config(folder, CASCADE, loss, *BOXES, *opts))
     generator = torch.Generator().manual_seed(2)
-    for _, predictor in box_predictors(model):
+    for _, predictor in classifier_layers(model):
         with torch.no_grad():
             for parameter in predictor.cls_score.parameters():
                 parameter.normal_(0, 2, generator=generator)
@@ -89,7 +89,7 @@ def slow_detections(model, scores_of):
     """The detections of one image from each stage's logits: their mean, through ``scores_of``, by Detectron2's NMS."""
     logits, boxes = [], []
     handles = []
-    for _, predictor in box_predictors(model):
+    for _, predictor in classifier_layers(model):
         handles.append(predictor.register_forward_hook(lambda module, args, output: logits.append(output[0])))
     heads = model.roi_heads
     last, predict_boxes = heads.box_predictor[-1], heads.box_predictor[-1].predict_boxes

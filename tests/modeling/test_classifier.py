@@ -165,3 +165,49 @@ def test_training_learns_and_reports(make_config, tmp_path):
     assert np.mean([row["accuracy"] for row in rows]) == pytest.approx(results["classification"]["balanced"])
     counts = CategoryFrequency.from_json(tmp_path / "output" / "category_frequency.json")
     assert counts.image_count.tolist() == [40, 20, 10, 5]
+
+
+def test_two_stages_and_what_is_done_at_test(make_config, tmp_path):
+    """cRT, LWS and tau-normalisation are the detectors' own: only the classifier is trained, or nothing."""
+    first = make_config("SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(tmp_path / "first"))
+    first.DATASETS.TEST, first.OUTPUT_DIR = (), str(tmp_path / "first")
+    _, stage1 = train(first)
+    before = {name: value.clone() for name, value in stage1.model.state_dict().items()}
+    for trainable, init, trained in (("classifier", "reset", "head.cls_score."), ("scale", "keep", "head.cls_scale")):
+        cfg = make_config("SOLVER.MAX_ITER", "2", "MODEL.WEIGHTS", str(tmp_path / "first" / "model_final.pth"))
+        cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (), str(tmp_path / trainable)
+        cfg.MODEL.LONG_TAIL.TRAINABLE, cfg.MODEL.LONG_TAIL.INIT_CLASSIFIER = trainable, init
+        cfg.MODEL.LONG_TAIL.LOSS = "BALANCED_SOFTMAX"
+        _, stage2 = train(cfg)
+        for name, value in stage2.model.state_dict().items():
+            if name.startswith("head.cls_scale"):
+                continue
+            assert torch.equal(value, before[name]) is not name.startswith(trained), name
+        assert stage2.model.head.cls_scale is None or (stage2.model.head.cls_scale != 1).any()
+    cfg = make_config("MODEL.LONG_TAIL.TAU_NORM.TAU", "1.0")
+    model = Trainer.build_model(cfg)
+    model.load_state_dict(before)
+    model.eval()
+    with torch.no_grad():
+        scores = torch.stack([output["scores"] for output in model(batch_of())])
+        features = model.head(model._features(batch_of()))[1]
+        expected = torch.softmax(F.linear(features, F.normalize(model.head.cls_score.weight)), 1)
+    torch.testing.assert_close(scores, expected)
+
+
+def test_normed_classifier(make_config):
+    opts = ("MODEL.LONG_TAIL.CLASSIFIER", "normed", "MODEL.LONG_TAIL.NORMED.TEMPERATURE", "30.0")
+    head = Trainer.build_model(make_config(*opts)).head
+    features = torch.rand(5, 64, 2, 2)
+    expected = 30 * F.linear(F.normalize(features.mean((2, 3))), F.normalize(head.cls_score.weight))
+    torch.testing.assert_close(head(features)[0], expected + head.cls_score.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_each_category_are_collected(make_config, tmp_path):
+    cfg = make_config("SOLVER.MAX_ITER", "2", "MODEL.LONG_TAIL.ANALYSIS.PERIOD", "1")
+    cfg.DATASETS.TEST = ()
+    train(cfg)
+    lines = (tmp_path / "output" / "training_gradients.csv").read_text().splitlines()
+    assert len(lines) == 1 + NUM_CLASSES
+    positives = lines[0].split(",").index("positives")
+    assert sum(float(line.split(",")[positives]) for line in lines[1:]) == 16

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError
-from eql_d2.modeling.box_predictor import box_predictors
+from eql_d2.modeling.classifier_layer import classifier_layers
 from eql_d2.modeling.mask_head import LongTailMaskHead
 from eql_d2.modeling.normed import NormedConv2d, NormedLinear
 from tests.conftest import ARCHITECTURES, NUM_CLASSES, tiny_config
@@ -111,7 +111,7 @@ def test_initial_values():
 def test_trains_and_infers(lvis_folder, architecture, loss):
     cfg = tiny_config(lvis_folder, architecture, loss, *NORMED, "MODEL.LONG_TAIL.NORMED.TEMPERATURE", 30.0)
     model = build_model(cfg).train()
-    for _, predictor in box_predictors(model):
+    for _, predictor in classifier_layers(model):
         assert isinstance(predictor.cls_score, NormedLinear) and predictor.cls_score.temperature == 30
         assert torch.equal(predictor.cls_score.bias, predictor.classifier_loss.initial_bias())
         assert 0.005 < predictor.cls_score.weight.std() < 0.02

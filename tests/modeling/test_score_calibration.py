@@ -9,8 +9,8 @@ from detectron2.utils.events import EventStorage
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.losses import LogitStatistics
-from eql_d2.modeling.box_predictor import box_predictors
 from eql_d2.modeling.build import statistics_file
+from eql_d2.modeling.classifier_layer import classifier_layers
 from tests.conftest import NUM_CLASSES, tiny_config
 from tests.modeling.test_heads import example
 
@@ -116,7 +116,7 @@ def test_each_stage_of_a_cascade_has_its_statistics(lvis_folder):
     assert len(list(lvis_folder.glob("statistics*.pth"))) == 3
     cfg = tiny_config(lvis_folder, CASCADE, "SOFTMAX", *calibration("LOGN", *statistics_key(file)))
     model = build_model(cfg).eval()
-    for (_, predictor), statistics in zip(box_predictors(model), written):
+    for (_, predictor), statistics in zip(classifier_layers(model), written):
         torch.testing.assert_close(predictor.calibration.mean, statistics.mean[:NUM_CLASSES].float())
     with torch.no_grad():
         assert len(model([example()])[0]["instances"]) == cfg.TEST.DETECTIONS_PER_IMAGE
@@ -136,7 +136,7 @@ def test_training_is_as_without(lvis_folder, architecture):
         with EventStorage():
             losses = model([example(), example(classes=(1,), seed=1)])
         sum(losses.values()).backward()
-        results.append((losses, [predictor.cls_score.weight.grad for _, predictor in box_predictors(model)]))
+        results.append((losses, [predictor.cls_score.weight.grad for _, predictor in classifier_layers(model)]))
     (losses, gradients), (other_losses, other_gradients) = results
     assert all(torch.equal(value, other_losses[name]) for name, value in losses.items())
     assert all(map(torch.equal, gradients, other_gradients)) and gradients[0].abs().sum() > 0
