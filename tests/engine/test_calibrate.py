@@ -131,8 +131,8 @@ def test_running_statistics_of_training_regions(lvis_folder, architecture, monke
 
     def watched(*args):
         models.append(load(*args))
-        models[0].seen = [[] for _ in box_predictors(models[0])]
-        for (_, predictor), logits in zip(box_predictors(models[0]), models[0].seen):
+        models[0].seen = [[] for _ in classifier_layers(models[0])]
+        for (_, predictor), logits in zip(classifier_layers(models[0]), models[0].seen):
             predictor.cls_score.register_forward_hook(lambda module, args, output, logits=logits: logits.append(output))
         return models[0]
 
