@@ -37,8 +37,8 @@ def load_coco(json_file: PathLike, image_root: PathLike, name: Optional[str] = N
 def register_coco(name: str, json_file: PathLike, image_root: PathLike) -> None:
     """Register a data set in COCO format. The json is read now.
 
-    Metadata as for LVIS (:func:`eql_d2.data.lvis.register_lvis`); the r/c/f groups are derived from the counts of this
-    json with LVIS's bounds of 10 and 100 images.
+    Metadata as for LVIS (:func:`eql_d2.data.lvis.register_lvis`); the r/c/f groups are derived with LVIS's
+    bounds of 10 and 100 images, from ``image_count`` in the category records, else from the counts of this json.
 
     Args:
         name, json_file, image_root: as in :func:`load_coco`.

@@ -10,6 +10,7 @@ from detectron2.utils.env import seed_all_rng
 from eql_d2.config import load_config
 from eql_d2.data.build import build_train_loader
 from eql_d2.data.builtin import register_from_config
+from eql_d2.data.groups import GROUPS
 from eql_d2.errors import InputError
 from eql_d2.visualization.comparison import truth_of
 from eql_d2.visualization.dataset import AnnotatedSet
@@ -101,7 +102,7 @@ def _names_of_config(cfg: CfgNode, source: str) -> List[str]:
 
 
 def _lead(dataset: AnnotatedSet, source: str, only: str, cfg: Optional[CfgNode]) -> str:
-    sizes = [dataset.groups.count(letter) for letter in "rcf"]
+    sizes = [dataset.groups.count(letter) for letter in GROUPS]
     what = f"{len(dataset.records)} images and {len(dataset.class_names)} classes"
     what += " ({} rare, {} common, {} frequent)".format(*sizes)
     if source == "dataloader":

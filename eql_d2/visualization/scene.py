@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 import numpy as np
 from markupsafe import Markup
 
-from eql_d2.data.groups import GROUP_NAMES
+from eql_d2.data.groups import GROUP_NAMES, GROUPS
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.drawing import draw_objects
 from eql_d2.visualization.matching import Match
@@ -94,7 +94,7 @@ def image_labels(dataset: AnnotatedSet, record: Dict[str, Any]) -> List[Tuple[st
 
 
 def _named(labels: Iterable[int], dataset: AnnotatedSet) -> List[Tuple[str, str]]:
-    ordered = sorted(map(int, labels), key=lambda k: ("rcf".index(dataset.groups[k]), k))
+    ordered = sorted(map(int, labels), key=lambda k: (GROUPS.index(dataset.groups[k]), k))
     return [(dataset.class_names[k], dataset.groups[k]) for k in ordered]
 
 

@@ -49,7 +49,7 @@ def test_coco_sets_have_no_image_level_labels(lvis_folder, tmp_path):
     for image in content["images"]:
         del image["neg_category_ids"], image["not_exhaustive_category_ids"]
     for category in content["categories"]:
-        del category["frequency"]
+        del category["frequency"], category["image_count"]
     (lvis_folder / "train.json").write_text(json.dumps(content))
     (first,) = visualize_data(tmp_path / "out", **files_of(lvis_folder), size=64)
     assert "Negative set" not in first.read_text() and "class_0 (rare)" in first.read_text()
