@@ -1,5 +1,6 @@
 """The one exception for input that the user can mend, and what a tool does with it."""
 
+import os
 import sys
 from typing import Callable, NoReturn, Optional
 
@@ -19,3 +20,6 @@ def run_tool(main: Callable[[], Optional[int]]) -> NoReturn:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who reads the output, as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

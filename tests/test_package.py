@@ -156,3 +156,9 @@ def test_no_two_public_functions_or_classes_share_a_name():
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(str(path))
     assert not {name: paths for name, paths in found.items() if len(paths) > 1 and name not in SHARED_NAMES}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_with_a_stack():
+    command = f"{sys.executable} -m eql_d2 configs | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
