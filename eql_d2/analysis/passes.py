@@ -71,7 +71,7 @@ def pass_over(run: TrainedModel, dataset: Optional[str] = None, max_images: int 
             f"is not of this package; there are LongTailStandardROIHeads, LongTailRes5ROIHeads and "
             f"LongTailCascadeROIHeads."
         )
-    statistics = collect(model, predictors, loader, seed=max(cfg.SEED, 0))
+    statistics = collect_statistics(model, predictors, loader, seed=max(cfg.SEED, 0))
     return Pass(dataset, len(loader), statistics, _state_ratio(predictors[0].classifier_loss))
 
 
@@ -111,7 +111,9 @@ def _loader(cfg: CfgNode, dataset: str, max_images: int) -> Any:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, predictors: List[nn.Module], loader: Any, seed: int = 0) -> List[RegionStatistics]:
+def collect_statistics(
+    model: nn.Module, predictors: List[nn.Module], loader: Any, seed: int = 0
+) -> List[RegionStatistics]:
     """Return the statistics of each stage over the training examples of a loader.
 
     The model's parameters, buffers and modes, what its losses accumulated, and torch's random generators are afterwards

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from eql_d2.analysis.passes import collect, pass_over
+from eql_d2.analysis.passes import collect_statistics, pass_over
 from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.build import build_train_loader
 from eql_d2.data.builtin import register_from_config
@@ -67,7 +67,7 @@ def test_the_model_stays_as_it_was(lvis_folder, loss):
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     generator = torch.get_rng_state()
     predictors = [predictor for _, predictor in classifier_layers(model)]
-    collect(model, predictors, [batch, batch])
+    collect_statistics(model, predictors, [batch, batch])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generator)
