@@ -13,6 +13,10 @@ from eql_d2.visualization.page import class_badge, code, render
 
 _METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 _KINDS = {"segm": "Mask", "bbox": "Box"}
+#: Kinds without an average precision: the name, and the metrics of the headline.
+_OTHER_KINDS = {"classification": ("Accuracy", ("top1", "top5", "Many", "Medium", "Few"))}
+#: The calibration error of classifiers.
+_LOWER_IS_BETTER = ("ECE",)
 _STRONG = Markup("<strong>{}</strong>")
 #: Classes shown as gaining or losing most.
 _EXTREMES = 10
@@ -20,6 +24,8 @@ _EXTREMES = 10
 
 def kind_name(kind: str) -> str:
     """Return what a kind of metrics is called: "segm_TTA" is "Mask (test-time augmentation)"."""
+    if kind in _OTHER_KINDS:
+        return _OTHER_KINDS[kind][0]
     base, _, suffix = kind.partition("_")
     return _KINDS.get(base, base) + (" (test-time augmentation)" if suffix == "TTA" else "")
 
@@ -48,6 +54,19 @@ def headline(runs: Sequence[RunFolder]) -> List[Dict[str, str]]:
                 sentences.append({"name": run.name, "words": words})
             if known:
                 break
+        sentences += _other_headlines(runs, dataset)
+    return sentences
+
+
+def _other_headlines(runs: Sequence[RunFolder], dataset: str) -> List[Dict[str, str]]:
+    """Return the sentences of the kinds without an average precision."""
+    sentences = []
+    for kind, (title, names) in _OTHER_KINDS.items():
+        for run in runs:
+            metrics = run.results.get(dataset, {}).get(kind, {})
+            if metrics:
+                values = ", ".join(f"{name} {number(metrics.get(name))}" for name in names)
+                sentences.append({"name": run.name, "words": f"{title.lower()} {values}, on {dataset}."})
     return sentences
 
 
@@ -61,19 +80,25 @@ def result_tables(runs: Sequence[RunFolder]) -> Markup:
     tables = []
     for dataset in datasets_of(runs):
         kinds = dict.fromkeys(kind for run in runs for kind in run.results.get(dataset, {}))
-        for kind in sorted(kinds, key=lambda kind: (kind.count("_"), list(_KINDS).index(kind.split("_")[0]))):
+        order = [*_KINDS, *_OTHER_KINDS]
+        for kind in sorted(kinds, key=lambda kind: (kind.count("_"), order.index(kind.split("_")[0]))):
             rows = {run.name: run.results.get(dataset, {}).get(kind, {}) for run in runs}
-            tables.append(_metric_table(f"{kind_name(kind)} AP on {dataset}, in percent", rows))
+            measure = kind_name(kind) if kind in _OTHER_KINDS else f"{kind_name(kind)} AP"
+            tables.append(_metric_table(f"{measure} on {dataset}, in percent", rows))
     return _tables(tables, missing="No run was evaluated yet.")
 
 
 def _metric_table(caption: str, rows: Mapping[str, Mapping[str, Optional[float]]]) -> Dict[str, Any]:
-    names = [*_METRICS, *(f"{name}-fixed" for name in _METRICS)]
+    if all("AP" not in metrics for metrics in rows.values()):  # of another kind: all there are
+        names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
+    else:
+        names = [*_METRICS, *(f"{name}-fixed" for name in _METRICS)]
     columns = [name for name in names if any(name in metrics for metrics in rows.values())]
     best = {}
     for column in columns:
         values = [metrics[column] for metrics in rows.values() if metrics.get(column) is not None]
-        best[column] = [max(values)] if len(set(values)) > 1 else []
+        choose = min if column in _LOWER_IS_BETTER else max
+        best[column] = [choose(values)] if len(set(values)) > 1 else []
     body = []
     for run, metrics in rows.items():
         cells = [(number(metrics.get(column)), metrics.get(column) in best[column]) for column in columns]
