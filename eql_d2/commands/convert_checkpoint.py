@@ -40,7 +40,7 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_arguments(argv)
     converted = convert_checkpoint(
-        read_state(args.input),
+        read_tensors(args.input),
         args.layout,
         args.method,
         args.num_classes,
@@ -58,7 +58,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     print(f"{args.output}: {len(converted.model)} tensors; {len(converted.left_over)} left over")
 
 
-def read_state(path: Path) -> Dict[str, Any]:
+def read_tensors(path: Path) -> Dict[str, Any]:
     """Return the names and tensors of a checkpoint: its ``state_dict`` or ``model``, or the whole file.
 
     Raises:

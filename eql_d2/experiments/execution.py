@@ -74,7 +74,7 @@ def _execute(
     tidy: bool,
     processes: Processes,
 ) -> Dict[str, Any]:
-    state, output = read_state(run.folder), RunFolder(run.folder)
+    state, output = read_run_state(run.folder), RunFolder(run.folder)
     state.update(status=RUNNING, error=None, attempts=state.get("attempts", 0) + 1, started=_now())
     state.update(machine=describe_machine(), commit=current_commit())
     seconds_before = state.get("seconds", 0.0)
@@ -177,7 +177,7 @@ def provenance(record: Mapping[str, Any]) -> str:
 
 def status_of(run: PlannedRun) -> Dict[str, Any]:
     """Return what a run's folder says: ``status``, ``error``, ``attempts``, ``iteration``."""
-    state = read_state(run.folder)
+    state = read_run_state(run.folder)
     if not state:
         return {"status": NOT_RUN}
     if state["status"] == RUNNING and not is_locked(run.folder):
@@ -204,7 +204,7 @@ def _lock(file) -> bool:
     return True
 
 
-def read_state(folder: Path) -> Dict[str, Any]:
+def read_run_state(folder: Path) -> Dict[str, Any]:
     """Return the content of ``run.json``, empty if there is none."""
     path = folder / STATE_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
