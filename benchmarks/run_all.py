@@ -23,6 +23,7 @@ SCRIPTS = {
     "losses": ([], "Classifier losses"),
     "loading": ([], "Loading annotations"),
     "training_step": (["--full"], "A training step"),
+    "classification": ([], "A training step of an image classifier"),
     "growth": ([], "Growth with the number of classes"),
 }
 HEADER = """# Performance
