@@ -61,12 +61,12 @@ def add_eql_config(cfg: CN) -> None:
     # Image classification sets to register, mappings each: name, kind ("cifar", "list", "inaturalist" or "folder") and
     # path, relative to $DETECTRON2_DATASETS; and what the kind takes, see docs/classification.md.
     node.CLASSIFICATION.DATASETS = []
-    # Side of the images that a classifier sees, in pixels.
+    # Side in pixels to which images in files are cropped; images in memory keep theirs.
     node.CLASSIFICATION.SIZE = 224
     # Test images are resized to this shorter side before the crop of SIZE; for images in files.
     node.CLASSIFICATION.RESIZE_TEST = 256
-    # Zero pixels on each side before the random crop of SIZE; for images in memory. Images in files are cropped by
-    # RandomResizedCrop.
+    # Zero pixels on each side of images in memory before a random crop of their own size. Images in files are cropped
+    # by RandomResizedCrop.
     node.CLASSIFICATION.PADDING = 4
     # Strength of the random change of brightness, contrast and saturation; for images in files, 0 is off.
     node.CLASSIFICATION.COLOR_JITTER = 0.0
