@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from eql_d2.config import load_config
 from eql_d2.config_files import configs_root, list_configs
+from eql_d2.data.groups import GROUPS
 from eql_d2.errors import InputError
 
 TABLES_FILE = Path(__file__).with_name("paper_tables.yaml")
@@ -97,7 +98,7 @@ def published_number(tables: Mapping[str, Dict[str, Any]], reference: Mapping[st
         return ", ".join(f"{kind} {number}" for kind, number in numbers) + f" {source}"
     kind = "box" if table["metric"].startswith("box") else "mask"
     value = row["AP"] if "part" not in reference else row["AP"].split(" / ")[reference["part"]]
-    groups = [ABSENT if row.get(f"AP{group}") is None else str(row[f"AP{group}"]) for group in "rcf"]
+    groups = [ABSENT if row.get(f"AP{group}") is None else str(row[f"AP{group}"]) for group in GROUPS]
     text = f"{kind} {value}" + (f" ({', '.join(groups)})" if set(groups) != {ABSENT} else "")
     if row.get("APbbox") is not None:
         text += f", box {row['APbbox']}"

@@ -41,6 +41,8 @@ class ClassifierLoss(nn.Module, ABC):
 
     #: Whether the sum over regions is divided by the foreground regions of all ranks, and not by all regions.
     divides_by_foreground = False
+    #: Whether the loss looks at the image-level labels; a caller to whom they cost memory may ask.
+    uses_verified = False
     #: Whether :meth:`forward` takes the quality of each region, its overlap with the object.
     uses_quality = False
 

@@ -55,6 +55,7 @@ class EqualizationLoss(SigmoidLoss):
     """
 
     needs_frequency = True
+    uses_verified = True
 
     tail_weight: Tensor
 

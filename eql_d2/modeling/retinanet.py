@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, batched_nms, cat
+from detectron2.modeling.box_regression import _dense_box_regression_loss
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
@@ -14,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import giou_loss
 from torch import Tensor, nn
 
+from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY, ClassifierLoss
 from eql_d2.losses.state import mean_count_over_ranks
@@ -161,7 +163,8 @@ class LongTailRetinaNet(RetinaNet):
             normalizer: positive anchors, averaged over the ranks.
         """
         has_ignored = self.assignment == "iou"
-        verified = self._verified
+        # For all anchors and classes: made only for a loss that looks at it.
+        verified = self._verified if self.classifier_loss.uses_verified else None
         if verified is not None:
             verified = verified.unsqueeze(1).expand(-1, logits.shape[1], -1).flatten(0, 1)
         extra = {"quality": quality.flatten()} if quality is not None and self.classifier_loss.uses_quality else {}
@@ -173,8 +176,6 @@ class LongTailRetinaNet(RetinaNet):
 
     def _plain_box_loss(self, anchors: List[Boxes], deltas: Tensor, gt_boxes: Tensor, is_positive: Tensor) -> Tensor:
         """Return Detectron2's box loss, ``MODEL.RETINANET.BBOX_REG_LOSS_TYPE``, summed over the positive anchors."""
-        from detectron2.modeling.box_regression import _dense_box_regression_loss
-
         return _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
@@ -312,7 +313,5 @@ def _check_loss(loss: ClassifierLoss) -> None:
 
 def _serves(cls, num_classes: int) -> bool:
     """Return whether a loss with its default settings has independent columns only."""
-    from eql_d2.data.frequency import CategoryFrequency
-
     loss = cls(CategoryFrequency.from_counts([1] * num_classes, num_images=num_classes + 1))
     return not (loss.has_background_logits or loss.scores_sum_to_one)

@@ -75,6 +75,14 @@ def test_without_background(name):
 
 
 @every_loss
+def test_a_loss_says_whether_it_looks_at_image_level_labels(name):
+    logits, labels = random_logits(20, make_loss(name).num_logits), random_labels(20, NUM_CLASSES)
+    verified = torch.ones(20, NUM_CLASSES, dtype=torch.bool)
+    (_, without), (_, with_labels) = (step(make_loss(name), logits, labels, sets) for sets in (None, verified))
+    assert torch.equal(without, with_labels) != make_loss(name).uses_verified
+
+
+@every_loss
 def test_a_few_entries_at_once_change_nothing(name, monkeypatch):
     whole = run(make_loss(name).double(), 2)
     monkeypatch.setattr("eql_d2.losses.functional.ENTRIES_AT_ONCE", 3 * NUM_CLASSES + 5)
