@@ -229,6 +229,8 @@ def test_the_tail_of_lvis_v1_is_rare_and_common():
         tail = frequency.tail_mask(node[name.upper()].LAMBDA)
         assert tail.sum() == classes
         assert sum(is_frequent[j] for j in tail.nonzero().flatten().tolist()) == of_frequent
+    # The tail ratio that the pages and configs of SEQL and DropLoss state.
+    assert frequency.tail_ratio(0.0010062) == pytest.approx(0.054, abs=0.0005)
 
 
 def test_every_coco_protocol_trains_12_epochs_with_the_releases_losses():
