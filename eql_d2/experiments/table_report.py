@@ -240,8 +240,7 @@ def _latex(text: str) -> str:
 def to_html(table: Table, lines: Sequence[Line]) -> str:
     """Return the report as one HTML page without scripts or links."""
     grids = [
-        {"grid": grid, "spans": _spans(grid), "has_sources": _has_sources(grid)}
-        for grid in make_grids(table, lines)
+        {"grid": grid, "spans": _spans(grid), "has_sources": _has_sources(grid)} for grid in make_grids(table, lines)
     ]
     return render("measured", title=table.title, dataset=table.dataset, grids=grids, notes=notes(table, lines))
 
