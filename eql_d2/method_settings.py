@@ -1,0 +1,222 @@
+"""The config keys of the methods: a node for each loss and each calibration, under ``MODEL.LONG_TAIL``."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_loss_settings(node: CN) -> None:
+    """Add one node for each registered loss; a key is the constructor argument's name in upper case."""
+    node.SOFTMAX = CN()
+    # A background column (detection), or none (plain classification).
+    node.SOFTMAX.BACKGROUND = True
+
+    node.SIGMOID = CN()
+    # Probability of each class before training; sets the initial bias of the classifier.
+    node.SIGMOID.PRIOR = 0.001
+
+    node.EQL = CN()
+    # Frequency threshold: a class in less than this share of all training images is tail (strict).
+    node.EQL.LAMBDA = 1.76e-3
+    # T(f): "threshold" (uses LAMBDA), "exponential" or "gompertz".
+    node.EQL.WEIGHT_FUNCTION = "threshold"
+    # a and n of the exponential decay 1 - (a f)^n.
+    node.EQL.EXPONENTIAL_A = 400.0
+    node.EQL.EXPONENTIAL_N = 2.0
+    # a, b and c of the Gompertz decay 1 - a exp(-b exp(-c f)).
+    node.EQL.GOMPERTZ_A = 1.0
+    node.EQL.GOMPERTZ_B = 80.0
+    node.EQL.GOMPERTZ_C = 3000.0
+    # E(r): background regions keep discouraging tail classes. False drops E(r) (Table 4).
+    node.EQL.EXCLUDE_BACKGROUND = True
+    # Classes in the positive or negative set of a region's image keep their full weight.
+    node.EQL.IMAGE_LEVEL_EXEMPTION = True
+    # Probability of each class before training.
+    node.EQL.PRIOR = 0.001
+
+    node.EQL_V2 = CN()
+    # Slope of f(g) = sigmoid(gamma (g - mu)), which maps a class's gradient ratio g to the weight of its negatives.
+    node.EQL_V2.GAMMA = 12.0
+    # Gradient ratio at which f is one half.
+    node.EQL_V2.MU = 0.8
+    # How much more the positives of a class with gradient ratio 0 weigh; 0 re-weights the negatives alone.
+    node.EQL_V2.ALPHA = 4.0
+    # Negatives weigh f(g). False: they weigh 1, and the positives alone are re-weighted.
+    node.EQL_V2.REWEIGHT_NEGATIVES = True
+    # Train the extra, category-agnostic column.
+    node.EQL_V2.CATEGORY_AGNOSTIC = True
+    # Multiply the scores by one minus the probability of the extra column.
+    node.EQL_V2.CATEGORY_AGNOSTIC_TEST = True
+    # Probability of each column before training.
+    node.EQL_V2.PRIOR = 0.001
+
+    node.SOFTMAX_EQL = CN()
+    # Exponent of the accumulated positive gradient that scales each class in the softmax.
+    node.SOFTMAX_EQL.PI = 1.0
+    # "v1" (the paper) or "v2" (the authors' code has it too).
+    node.SOFTMAX_EQL.FORM = "v1"
+    # A background column (detection), or none (plain classification).
+    node.SOFTMAX_EQL.BACKGROUND = True
+
+    node.SEQL = CN()
+    # Frequency threshold: a class in less than this share of all training images is tail (strict).
+    node.SEQL.LAMBDA = 1.76e-3
+    # Probability that a tail class is left out of the softmax of another class's region.
+    node.SEQL.GAMMA = 0.95
+    # Background regions leave no class out.
+    node.SEQL.EXCLUDE_BACKGROUND = True
+    # A background column (detection), or none (plain classification).
+    node.SEQL.BACKGROUND = True
+    # Seed of the random draws.
+    node.SEQL.SEED = 0
+
+    node.ACSL = CN()
+    # Probability from which a class is discouraged by a region of another class.
+    node.ACSL.XI = 0.7
+    # Background regions discourage by the three shares below (the released code). False: by XI, as in the formula.
+    node.ACSL.SAMPLE_BACKGROUND = True
+    # Share of the background regions, drawn at random, that discourage rare classes.
+    node.ACSL.RARE_SHARE = 0.01
+    # The same for common classes.
+    node.ACSL.COMMON_SHARE = 0.1
+    # The same for frequent classes.
+    node.ACSL.FREQUENT_SHARE = 1.0
+    # Probability of each column before training.
+    node.ACSL.PRIOR = 0.01
+    # Seed of the random draws.
+    node.ACSL.SEED = 0
+
+    node.BAGS = CN()
+    # Training instance counts at which a new group of classes begins.
+    node.BAGS.GROUP_BOUNDS = (10, 100, 1000)
+    # Regions of other classes that a group keeps for each region of its own, at random.
+    node.BAGS.BETA = 8.0
+    # Seed of the random draws.
+    node.BAGS.SEED = 0
+
+    node.EFL = CN()
+    # Focusing parameter of a class whose gradients are balanced.
+    node.EFL.GAMMA_B = 2.0
+    # Focusing parameter that a class with gradient ratio 0 has on top.
+    node.EFL.SCALE = 8.0
+    # Weight of positives; negatives have one minus this.
+    node.EFL.ALPHA = 0.25
+    # Probability of each class before training.
+    node.EFL.PRIOR = 0.001
+
+    node.EQFL = CN()
+    # Focusing parameter of a class whose gradients are balanced.
+    node.EQFL.GAMMA_B = 2.0
+    # Focusing parameter that a class with gradient ratio 0 has on top.
+    node.EQFL.SCALE = 8.0
+    # Probability of each class before training.
+    node.EQFL.PRIOR = 0.001
+
+    node.CLASS_BALANCED = CN()
+    # Weights are (1 - beta) / (1 - beta^instances), divided by their mean.
+    node.CLASS_BALANCED.BETA = 0.999
+    # Least weight of a class; 0 for no bound.
+    node.CLASS_BALANCED.MIN_WEIGHT = 0.1
+    # Largest weight of a class; .inf for no bound.
+    node.CLASS_BALANCED.MAX_WEIGHT = 5.0
+    # A background column (detection), or none (plain classification).
+    node.CLASS_BALANCED.BACKGROUND = True
+
+    node.INVERSE_FREQUENCY = CN()
+    # Weights are instances^-power, divided by their mean; 0.5 for the square root.
+    node.INVERSE_FREQUENCY.POWER = 1.0
+    # Least weight of a class; 0 for no bound.
+    node.INVERSE_FREQUENCY.MIN_WEIGHT = 0.1
+    # Largest weight of a class; .inf for no bound.
+    node.INVERSE_FREQUENCY.MAX_WEIGHT = 5.0
+    # A background column (detection), or none (plain classification).
+    node.INVERSE_FREQUENCY.BACKGROUND = True
+
+    node.FOCAL = CN()
+    # Focusing parameter.
+    node.FOCAL.GAMMA = 2.0
+    # Weight of positives; negatives have one minus this.
+    node.FOCAL.ALPHA = 0.25
+    # Probability of each class before training.
+    node.FOCAL.PRIOR = 0.01
+    # "sigmoid" (K columns, divided by the foreground regions), or "bags" (the form of BAGS's release: a background
+    # column, divided by regions x columns, scores by softmax).
+    node.FOCAL.FORM = "sigmoid"
+
+    node.SEESAW = CN()
+    # Exponent of the mitigation factor (class counts).
+    node.SEESAW.P = 0.8
+    # Exponent of the compensation factor (mistakes).
+    node.SEESAW.Q = 2.0
+    # Least probability of the right class in the compensation factor.
+    node.SEESAW.EPS = 0.01
+    # The two columns of objectness (detection), or none (plain classification).
+    node.SEESAW.BACKGROUND = True
+
+    node.FEDERATED = CN()
+    # Classes that take part in a step, at least.
+    node.FEDERATED.NUM_SAMPLED_CLASSES = 50
+    # Classes are drawn in proportion to their image count to this power.
+    node.FEDERATED.FREQUENCY_POWER = 0.5
+    # Probability of each class before training.
+    node.FEDERATED.PRIOR = 0.01
+    # Seed of the random draws.
+    node.FEDERATED.SEED = 0
+
+    node.DROPLOSS = CN()
+    # Frequency threshold: a class in less than this share of all training images is tail (strict).
+    node.DROPLOSS.LAMBDA = 1.76e-3
+    # Probability of each class before training.
+    node.DROPLOSS.PRIOR = 0.001
+    # Seed of the random draws.
+    node.DROPLOSS.SEED = 0
+
+    node.BALANCED_SOFTMAX = CN()
+    # Strength of the adjustment tau log(instances): 1 is balanced softmax, 0 is softmax.
+    node.BALANCED_SOFTMAX.TAU = 1.0
+    # A background column (detection), or none (plain classification).
+    node.BALANCED_SOFTMAX.BACKGROUND = True
+
+    node.ECM = CN()
+    # Background regions for each foreground region.
+    node.ECM.BACKGROUND_RATIO = 6.3313
+    # Probability of each column before training.
+    node.ECM.PRIOR = 0.001
+
+    node.GOL = CN()
+    # What spares tail classes: "droploss" (the paper's GOL), "eql", or "none", with a background column.
+    node.GOL.WEIGHTS = "droploss"
+    # Frequency threshold of DropLoss and EQL: a class in less than this share of all training images is tail (strict).
+    node.GOL.LAMBDA = 1.76e-3
+    # Probability of each column before training.
+    node.GOL.PRIOR = 6.18e-4
+    # Seed of DropLoss's random draws.
+    node.GOL.SEED = 0
+
+    node.IIF = CN()
+    # The factor of a class's logit by its share n / N: "raw" log(N / n), "base2", "base10", "smooth", "prob", "normit"
+    # or "gombit".
+    node.IIF.VARIANT = "raw"
+    # What n and N count: "images" or "instances".
+    node.IIF.COUNTS = "images"
+    # A background column (detection), or none (plain classification).
+    node.IIF.BACKGROUND = True
+
+
+def add_calibration_settings(node: CN) -> None:
+    """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""
+    node.CALIBRATION = CN()
+    # A name in CALIBRATION_REGISTRY ("NORCAL", "LOGN"), or "" for none. Its settings are in the node of the same name.
+    node.CALIBRATION.NAME = ""
+
+    node.CALIBRATION.NORCAL = CN()
+    # Scores of a class are divided by its image count to this power; to be tuned on held-out data, 0 is off.
+    node.CALIBRATION.NORCAL.GAMMA = 0.6
+
+    node.CALIBRATION.LOGN = CN()
+    # File with the mean and standard deviation of each logit over a data set, written by eql-d2 calibrate; for a
+    # cascade, the file of the first stage, with those of the others beside it.
+    node.CALIBRATION.LOGN.STATISTICS = ""
+    # Which statistics those are: "test" (mean and deviation over all regions that are classified at test time), or
+    # "training" (running ones of the regions sampled for training, as in the release).
+    node.CALIBRATION.LOGN.REGIONS = "test"
+    # Share of each step in the running statistics; used with REGIONS "training" alone.
+    node.CALIBRATION.LOGN.MOMENTUM = 5e-5
