@@ -101,6 +101,9 @@ def add_eql_config(cfg: CN) -> None:
     # each epoch, Detectron2), "ceil" (mmdetection), or "append" (the releases of ACSL and BAGS: an image with r > 1 is
     # added ceil(r) times to the list that has it already).
     node.REPEAT_ROUNDING = "stochastic"
+    # Choose DATALOADER.REPEAT_THRESHOLD from the counts, so that the classes that are repeated have about this share of
+    # the image counts; 0 for the threshold as it is.
+    node.REPEAT_TAIL_RATIO = 0.0
 
     node.TIMM = CN()
     # The model of timm that MODEL.BACKBONE.NAME build_timm_backbone and build_timm_fpn_backbone build.

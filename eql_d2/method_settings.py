@@ -16,6 +16,9 @@ def add_loss_settings(node: CN) -> None:
     node.EQL = CN()
     # Frequency threshold: a class in less than this share of all training images is tail (strict).
     node.EQL.LAMBDA = 1.76e-3
+    # Choose LAMBDA from the counts, so that tail classes have about this share of the image counts (EQL: 0.09 on LVIS
+    # v0.5); 0 for LAMBDA as it is.
+    node.EQL.TAIL_RATIO = 0.0
     # T(f): "threshold" (uses LAMBDA), "exponential" or "gompertz".
     node.EQL.WEIGHT_FUNCTION = "threshold"
     # a and n of the exponential decay 1 - (a f)^n.
@@ -59,6 +62,9 @@ def add_loss_settings(node: CN) -> None:
     node.SEQL = CN()
     # Frequency threshold: a class in less than this share of all training images is tail (strict).
     node.SEQL.LAMBDA = 1.76e-3
+    # Choose LAMBDA from the counts, so that tail classes have about this share of the image counts (EQL: 0.09 on LVIS
+    # v0.5); 0 for LAMBDA as it is.
+    node.SEQL.TAIL_RATIO = 0.0
     # Probability that a tail class is left out of the softmax of another class's region.
     node.SEQL.GAMMA = 0.95
     # Background regions leave no class out.
@@ -164,6 +170,9 @@ def add_loss_settings(node: CN) -> None:
     node.DROPLOSS = CN()
     # Frequency threshold: a class in less than this share of all training images is tail (strict).
     node.DROPLOSS.LAMBDA = 1.76e-3
+    # Choose LAMBDA from the counts, so that tail classes have about this share of the image counts (EQL: 0.09 on LVIS
+    # v0.5); 0 for LAMBDA as it is.
+    node.DROPLOSS.TAIL_RATIO = 0.0
     # Probability of each class before training.
     node.DROPLOSS.PRIOR = 0.001
     # Seed of the random draws.
@@ -186,6 +195,9 @@ def add_loss_settings(node: CN) -> None:
     node.GOL.WEIGHTS = "droploss"
     # Frequency threshold of DropLoss and EQL: a class in less than this share of all training images is tail (strict).
     node.GOL.LAMBDA = 1.76e-3
+    # Choose LAMBDA from the counts, so that tail classes have about this share of the image counts (EQL: 0.09 on LVIS
+    # v0.5); 0 for LAMBDA as it is.
+    node.GOL.TAIL_RATIO = 0.0
     # Probability of each column before training.
     node.GOL.PRIOR = 6.18e-4
     # Seed of DropLoss's random draws.

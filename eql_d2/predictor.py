@@ -15,6 +15,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 import eql_d2.modeling  # noqa: F401  (registers the model)
 from eql_d2.config import choose_device, load_config
 from eql_d2.data.builtin import register_from_config
+from eql_d2.data.fit import fit_to_data
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.errors import InputError
 from eql_d2.run_folder import RunFolder
@@ -49,6 +50,7 @@ class Predictor:
             raise InputError("Inference needs a trained model: set MODEL.WEIGHTS to its checkpoint.")
         choose_device(cfg)
         _use_counts_beside_weights(cfg)
+        fit_to_data(cfg)
         self.cfg = cfg
         self.batch_size = batch_size
         self.model = build_model(cfg).eval()

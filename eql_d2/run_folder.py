@@ -38,7 +38,7 @@ class RunFolder:
         name: for titles, legends and messages; by default the folder's own.
 
     Attributes:
-        config_file: the config, by Detectron2.
+        config_file: the whole config, with what it left to the data filled in.
         history_file: metrics over time, one json object a line, by Detectron2.
         weights: the last checkpoint; there are others, ``model_0004999.pth``, on the way.
         results_file: every metric of the evaluations, and what makes them repeatable.
@@ -87,6 +87,10 @@ class RunFolder:
             if not is_there(place):
                 raise InputError(f"{place}: there is no such {kind}; a run is an output folder of eql-d2 train.")
         return load_config(str(self.config_file))
+
+    def write_config(self, cfg: CfgNode) -> None:
+        """Write the whole config of the run."""
+        write_whole(self.config_file, cfg.dump())
 
     @cached_property
     def cfg(self) -> CfgNode:

@@ -9,14 +9,12 @@ from torch import Tensor
 from eql_d2.analysis.produced import Produced, write_tables
 from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.categories import CategoryRow, CategoryTable
-from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.frequency import PROPER_RANGE, CategoryFrequency
 from eql_d2.losses.eql import exponential_weight, gompertz_weight, threshold_weight
 from eql_d2.plotting import panels, save, style
 
 #: Points of a drawn function.
 POINTS = 400
-#: "Proper range" of the tail ratio (EQL, section 4.4).
-PROPER_RANGE = (0.02, 0.10)
 
 
 def weight_values(frequency: Tensor, settings) -> Dict[str, Tensor]:

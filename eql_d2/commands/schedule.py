@@ -10,6 +10,7 @@ from typing import Optional, Sequence
 
 from eql_d2.config import load_config
 from eql_d2.data.builtin import register_from_config
+from eql_d2.data.fit import fit_to_data
 from eql_d2.engine.schedule import describe_schedule, schedule_parser
 
 
@@ -17,4 +18,5 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = schedule_parser().parse_args(argv)
     cfg = load_config(args.config_file, args.opts)
     register_from_config(cfg)
+    fit_to_data(cfg)
     print("\n".join(describe_schedule(cfg, args)))

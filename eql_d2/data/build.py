@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from eql_d2.data.catalog import check_labels, check_registered, check_same_categories, describe_dataset, image_classes
+from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.data.records import Record, RecordList
 from eql_d2.data.samplers import ClassAwareSampler
@@ -148,8 +149,22 @@ def repeat_factors(cfg: CfgNode, dataset: Sequence[Record]) -> Tensor:
         for classes in _classes_of_all(dataset, with_crowd=True)
     ]
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        labels_only, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        labels_only, repeat_threshold(cfg, dataset), sqrt=cfg.DATALOADER.REPEAT_SQRT
     )
+
+
+def repeat_threshold(cfg: CfgNode, dataset: Sequence[Record]) -> float:
+    """Return ``DATALOADER.REPEAT_THRESHOLD``, or the one that ``MODEL.LONG_TAIL.REPEAT_TAIL_RATIO`` chooses.
+
+    Raises:
+        InputError: for a tail ratio that no threshold gives.
+    """
+    classes = [np.unique(labels) for labels in _classes_of_all(dataset, with_crowd=True)]
+    # Classes without an image are of no consequence here: the highest label may be below the number of classes.
+    counts = np.bincount(np.concatenate(classes)) if len(classes) else np.zeros(1, np.int64)
+    frequency = CategoryFrequency.from_counts(counts.tolist(), num_images=max(len(dataset), 1))
+    ratio = cfg.MODEL.LONG_TAIL.REPEAT_TAIL_RATIO
+    return frequency.tail_threshold(cfg.DATALOADER.REPEAT_THRESHOLD, ratio, "DATALOADER.REPEAT_THRESHOLD")
 
 
 def rounded(factors: Tensor, cfg: CfgNode) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,13 @@ from eql_d2.data.annotations import (
 from eql_d2.data.groups import GROUPS, frequency_group
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
+
+logger = logging.getLogger("detectron2.eql_d2.data")
+
+#: "Proper range" of the tail ratio (EQL, section 4.4).
+PROPER_RANGE = (0.02, 0.10)
+#: The tail ratio of EQL's own lambda, 1.76e-3 on LVIS v0.5 (EQL, Table 2).
+USUAL_TAIL_RATIO = 0.09
 
 
 class _SavedCounts(msgspec.Struct):
@@ -163,6 +171,66 @@ class CategoryFrequency:
     def tail_ratio(self, lambda_: float) -> float:
         """TR(lambda) in [0, 1]: the tail classes' share of the image counts (EQL, equation 8)."""
         return int(self.image_count[self.tail_mask(lambda_)].sum()) / max(int(self.image_count.sum()), 1)
+
+    def lambda_of(self, tail_ratio: float) -> float:
+        """Return the threshold whose tail ratio is nearest to ``tail_ratio``, the smaller one of two that are as near.
+
+        It lies half an image above the most frequent class that it takes in, and takes in a class that has images, but
+        not all of them.
+
+        Raises:
+            InputError: if the ratio is not between 0 and 1, or no threshold tells the classes that have images apart.
+        """
+        if not 0 < tail_ratio < 1:
+            raise InputError(f"TAIL_RATIO is {tail_ratio:g}; it is a share of the image counts, between 0 and 1.")
+        counts, classes = self.image_count[self.image_count > 0].unique(return_counts=True)
+        if len(counts) < 2:
+            raise InputError(
+                f"TAIL_RATIO is {tail_ratio:g}, but all classes that have images have as many ({counts.tolist()}): no "
+                f"threshold tells a tail from the rest. Set LAMBDA by hand, or choose a method without a threshold."
+            )
+        ratios = (counts * classes).cumsum(0)[:-1].double() / int(self.image_count.sum())
+        return (int(counts[(ratios - tail_ratio).abs().argmin()]) + 0.5) / self.num_images
+
+    def describe_tail(self, lambda_: float) -> str:
+        """Say in a few words what the threshold ``lambda_`` takes in."""
+        with_images = int((self.tail_mask(lambda_) & (self.image_count > 0)).sum())
+        return (
+            f"{lambda_:.4g} takes in {with_images} of the {int((self.image_count > 0).sum())} classes that have "
+            f"images, {100 * self.tail_ratio(lambda_):.1f}% of the image counts"
+        )
+
+    def tail_threshold(self, lambda_: float, tail_ratio: float, setting: str) -> float:
+        """Return the threshold that a setting asks for, and log what it takes in where that was not chosen by hand.
+
+        A threshold that takes in no class with images, or all of them, is a warning: what depends on it does nothing,
+        or the same for all.
+
+        Args:
+            lambda_: the threshold, used where ``tail_ratio`` is 0.
+            tail_ratio: share of the image counts for :meth:`lambda_of`.
+            setting: its name, for the log.
+
+        Raises:
+            InputError: as :meth:`lambda_of`.
+        """
+        if tail_ratio:
+            lambda_ = self.lambda_of(tail_ratio)
+            logger.info("%s, from a tail ratio of %g: %s.", setting, tail_ratio, self.describe_tail(lambda_))
+            return lambda_
+        with_images = self.image_count > 0
+        taken_in = int((self.tail_mask(lambda_) & with_images).sum())
+        if taken_in not in (0, int(with_images.sum())):
+            return lambda_
+        advice = ""
+        with contextlib.suppress(InputError):  # nothing to advise where all classes are as frequent
+            low, high = PROPER_RANGE
+            advice = (
+                f" The range that EQL calls proper is {100 * low:.0f} to {100 * high:.0f}%: "
+                f"{self.describe_tail(self.lambda_of(USUAL_TAIL_RATIO))}."
+            )
+        logger.warning("%s %s.%s", setting, self.describe_tail(lambda_), advice)
+        return lambda_
 
     def group_mask(self, group: str) -> Tensor:
         """Bool ``[K]``: the classes of group r, c or f."""

@@ -5,11 +5,14 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
+from detectron2.utils import comm
 
 from eql_d2.config import choose_device, load_config
 from eql_d2.config_files import find_config_file
 from eql_d2.data.builtin import register_from_config
+from eql_d2.data.fit import fit_to_data
 from eql_d2.errors import InputError
+from eql_d2.run_folder import RunFolder
 
 
 def setup(args) -> CfgNode:
@@ -29,6 +32,9 @@ def setup(args) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     register_from_config(cfg)  # after the log is set up: it tells what is left out of a data set
+    fit_to_data(cfg)
+    if comm.is_main_process():
+        RunFolder(cfg.OUTPUT_DIR).write_config(cfg)  # with what was left to the data
     return cfg
 
 

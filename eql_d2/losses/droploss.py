@@ -26,6 +26,8 @@ class DropLoss(RandomLoss):
     Args:
         frequency: counts of the training set.
         lambda_: frequency threshold; classes in less than this share of the images are tail.
+        tail_ratio: choose ``lambda_`` from the counts, so that tail classes have about this share of the image counts
+            (EQL, equation 8); 0 for ``lambda_`` as it is given.
         prior: probability of each class before training.
         seed: of the random draws.
     """
@@ -34,9 +36,17 @@ class DropLoss(RandomLoss):
 
     tail: Tensor
 
-    def __init__(self, frequency: CategoryFrequency, lambda_: float = 1.76e-3, prior: float = 0.001, seed: int = 0):
+    def __init__(
+        self,
+        frequency: CategoryFrequency,
+        lambda_: float = 1.76e-3,
+        tail_ratio: float = 0.0,
+        prior: float = 0.001,
+        seed: int = 0,
+    ):
         super().__init__(frequency, seed)
-        self.lambda_, self.prior = lambda_, prior
+        lambda_ = frequency.tail_threshold(lambda_, tail_ratio, f"MODEL.LONG_TAIL.{self.name}.LAMBDA")
+        self.lambda_, self.tail_ratio, self.prior = lambda_, tail_ratio, prior
         # One more entry, for background, so that labels can look it up.
         tail = torch.cat([frequency.tail_mask(lambda_).float(), torch.zeros(1)])
         self.register_buffer("tail", tail, persistent=False)

@@ -40,6 +40,8 @@ class EqualizationLoss(SigmoidLoss):
         frequency: counts of the training set; f_j = images of class j / all training images.
         lambda_: frequency threshold; classes with f_j < lambda_ are tail. 1.76e-3 takes in LVIS v0.5's rare and common
             classes.
+        tail_ratio: choose ``lambda_`` from the counts, so that tail classes have about this share of the image counts
+            (EQL, equation 8); 0 for ``lambda_`` as it is given.
         weight_function: ``"threshold"`` (uses ``lambda_``), ``"exponential"`` or ``"gompertz"`` (section 4.4).
         exponential_a: a of ``1 - (a f)^n``.
         exponential_n: n of ``1 - (a f)^n``.
@@ -51,7 +53,7 @@ class EqualizationLoss(SigmoidLoss):
         prior: probability of each class before training.
 
     Raises:
-        InputError: for an unknown weight function.
+        InputError: for an unknown weight function, or a tail ratio that no threshold gives.
     """
 
     needs_frequency = True
@@ -63,6 +65,7 @@ class EqualizationLoss(SigmoidLoss):
         self,
         frequency: CategoryFrequency,
         lambda_: float = 1.76e-3,
+        tail_ratio: float = 0.0,
         weight_function: str = "threshold",
         exponential_a: float = 400.0,
         exponential_n: float = 2.0,
@@ -74,7 +77,9 @@ class EqualizationLoss(SigmoidLoss):
         prior: float = 0.001,
     ):
         super().__init__(frequency, prior)
-        self.lambda_ = lambda_
+        if weight_function == "threshold":
+            lambda_ = frequency.tail_threshold(lambda_, tail_ratio, "MODEL.LONG_TAIL.EQL.LAMBDA")
+        self.lambda_, self.tail_ratio = lambda_, tail_ratio
         self.weight_function = weight_function
         self.exponential_a, self.exponential_n = exponential_a, exponential_n
         self.gompertz_a, self.gompertz_b, self.gompertz_c = gompertz_a, gompertz_b, gompertz_c
@@ -98,7 +103,7 @@ class EqualizationLoss(SigmoidLoss):
         return {
             **super().describe(),
             "num_tail_classes": int((self.tail_weight > 0).sum()),
-            "tail_ratio": self._tail_ratio,
+            "tail_ratio": self._tail_ratio,  # what came out, whether or not it was asked for
         }
 
     def statistics(self) -> Dict[str, Tensor]:

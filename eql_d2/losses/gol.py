@@ -38,6 +38,8 @@ class GumbelOptimizedLoss(DropLoss):
         frequency: counts of the training set.
         weights: "droploss", "eql" or "none".
         lambda_: frequency threshold of DropLoss and EQL; classes in less than this share of the images are tail.
+        tail_ratio: choose ``lambda_`` from the counts, so that tail classes have about this share of the image counts
+            (EQL, equation 8); 0 for ``lambda_`` as it is given.
         prior: probability of each column before training; the default is P(-2).
         seed: of DropLoss's random draws.
 
@@ -50,10 +52,11 @@ class GumbelOptimizedLoss(DropLoss):
         frequency: CategoryFrequency,
         weights: str = "droploss",
         lambda_: float = 1.76e-3,
+        tail_ratio: float = 0.0,
         prior: float = 6.18e-4,
         seed: int = 0,
     ):
-        super().__init__(frequency, lambda_, prior, seed)
+        super().__init__(frequency, lambda_, tail_ratio, prior, seed)
         if weights not in WEIGHTS:
             raise InputError(f"MODEL.LONG_TAIL.GOL.WEIGHTS is {weights!r}; there are {', '.join(map(repr, WEIGHTS))}.")
         if not 0 < prior < 1:

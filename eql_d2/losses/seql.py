@@ -34,6 +34,8 @@ class RandomSoftmaxEqualizationLoss(RandomLoss, SoftmaxColumns):
         frequency: counts of the training set.
         lambda_: frequency threshold; classes in less than this share of the images are tail. The paper has 1.76e-3 on
             LVIS, 3e-3 on CIFAR-100-LT and 4.3e-4 on ImageNet-LT.
+        tail_ratio: choose ``lambda_`` from the counts, so that tail classes have about this share of the image counts
+            (EQL, equation 8); 0 for ``lambda_`` as it is given.
         gamma: probability of beta = 1 (to 2^-16); best 0.95 on CIFAR-100-LT, 0.9 on ImageNet-LT.
         exclude_background: background regions keep discouraging tail classes.
         background: detection (K + 1 columns) or plain classification (K, where a region labelled K gives no loss).
@@ -48,13 +50,15 @@ class RandomSoftmaxEqualizationLoss(RandomLoss, SoftmaxColumns):
         self,
         frequency: CategoryFrequency,
         lambda_: float = 1.76e-3,
+        tail_ratio: float = 0.0,
         gamma: float = 0.95,
         exclude_background: bool = True,
         background: bool = True,
         seed: int = 0,
     ):
         super().__init__(frequency, seed)
-        self.lambda_, self.gamma = lambda_, gamma
+        lambda_ = frequency.tail_threshold(lambda_, tail_ratio, "MODEL.LONG_TAIL.SEQL.LAMBDA")
+        self.lambda_, self.tail_ratio, self.gamma = lambda_, tail_ratio, gamma
         self.exclude_background, self.background = exclude_background, background
         tail = F.pad(frequency.tail_mask(lambda_).float(), (0, int(background)))
         self.register_buffer("tail", tail, persistent=False)

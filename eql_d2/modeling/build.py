@@ -95,6 +95,11 @@ def _checked_frequency(cfg) -> CategoryFrequency:
     frequency_file, num_classes = cfg.MODEL.LONG_TAIL.FREQUENCY, cfg.MODEL.ROI_HEADS.NUM_CLASSES
     frequency = category_frequency(cfg.DATASETS.TRAIN, frequency_file)
     if frequency.num_classes != num_classes:
+        if not num_classes:
+            raise InputError(
+                "MODEL.ROI_HEADS.NUM_CLASSES is 0, the number of the data's categories: call "
+                "eql_d2.data.fit.fit_to_data(cfg) before the model is built, as eql-d2 train does."
+            )
         source = frequency_file or ", ".join(cfg.DATASETS.TRAIN)
         raise InputError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {source} has {frequency.num_classes} categories; "
