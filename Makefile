@@ -8,7 +8,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.eql_d2_installed
 
-.PHONY: setup demo test test-unit test-end-to-end lint lint-style lint-imports lint-types docs bench
+.PHONY: setup demo test test-unit test-end-to-end lint lint-style lint-imports lint-types docs bench soak
 
 setup: $(STAMP)
 
@@ -46,3 +46,6 @@ test-end-to-end: setup
 
 bench: setup
 	$(PY) benchmarks/run_all.py --output docs/performance.md
+
+soak: setup
+	$(PY) benchmarks/soak.py
