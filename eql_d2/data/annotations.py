@@ -13,7 +13,21 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, Hashable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import (
+    Annotated,
+    Any,
+    Dict,
+    Hashable,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import msgspec
 import numpy as np
@@ -25,6 +39,8 @@ PathLike = Union[str, os.PathLike]
 
 
 _NO_SEGMENTATION = msgspec.Raw()
+#: Of a box, in pixels. No image is so large; products of such numbers are finite, also in single precision.
+Coordinate = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 
 
 class Category(msgspec.Struct, gc=False):
@@ -58,7 +74,7 @@ class Annotation(msgspec.Struct, gc=False):
     id: int
     image_id: int
     category_id: int
-    bbox: Tuple[float, float, float, float]
+    bbox: Tuple[Coordinate, Coordinate, Coordinate, Coordinate]
     segmentation: msgspec.Raw = _NO_SEGMENTATION
     keypoints: Optional[List[float]] = None
     iscrowd: Union[int, bool, None] = None

@@ -20,6 +20,7 @@ from eql_d2.data.annotations import (
     positive_ids,
     readable_json,
 )
+from eql_d2.data.ground_truth import doubled_annotations, ids_without_area
 from eql_d2.data.lvis import FileNaming, choose_file_naming
 from eql_d2.data.records import image_record
 from eql_d2.errors import InputError
@@ -112,6 +113,7 @@ def check_dataset(
     _check_official_counts(content, name or Path(json_file).stem, report)
     _check_ids(content, report)
     _check_annotations(content, json_file, report)
+    _check_areas(json_file, report)
     _check_categories_used(content, report)
     if content.has_image_labels:
         _check_image_labels(content, report)
@@ -168,6 +170,12 @@ def _check_ids(content: AnnotationFile, report: Report) -> None:
     ):
         for repeated in duplicates(entry.id for entry in entries):
             report.add(f"{kind} ids that occur more than once", f"{kind} id {repeated}")
+    for annotation_id in doubled_annotations(content):
+        report.add(
+            "annotations that repeat another one: same image, category, box and segmentation (each counts)",
+            f"annotation {annotation_id}",
+            is_error=False,
+        )
     for name in duplicates(category.name for category in content.categories):
         report.add("category names that occur more than once", name, is_error=False)
 
@@ -207,6 +215,16 @@ def _check_annotations(content: AnnotationFile, json_file: PathLike, report: Rep
                 "run-length masks of another size than their image",
                 f"annotation {annotation.id}: {segmentation['size']}, image {image.id}: {[image.height, image.width]}",
             )
+
+
+def _check_areas(json_file: PathLike, report: Report) -> None:
+    try:
+        lacking = ids_without_area(json_file)
+    except InputError as error:
+        report.add("areas that are negative or no number", error)
+        return
+    for annotation_id in lacking:
+        report.add("annotations without an area, which evaluation needs", f"annotation {annotation_id}")
 
 
 def _check_box(annotation: Annotation, image: Image, report: Report) -> None:

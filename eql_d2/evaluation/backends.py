@@ -11,12 +11,13 @@ import numpy as np
 from eql_d2.data.annotations import Category, check_ids, read_annotations
 from eql_d2.errors import InputError
 from eql_d2.evaluation import hotcoco_backend, reference_backend
+from eql_d2.evaluation.checks import check_ground_truth, check_results
 from eql_d2.evaluation.metrics import (
     FIXED_DETECTIONS_PER_CATEGORY,
     category_ap,
     summarize,
 )
-from eql_d2.evaluation.results_file import Results, check_record, first_record, source_name, with_encoded_masks
+from eql_d2.evaluation.results_file import Results, source_name, with_encoded_masks
 
 BACKENDS = ("auto", "hotcoco", "lvis")
 IOU_TYPES = ("bbox", "segm")
@@ -120,10 +121,8 @@ def evaluate_tasks(
     check_ids(content, source, allow_ignore=True)
     if not content.has_annotations:
         raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
-    record = first_record(results)
-    if record is not None:
-        for task in tasks:
-            check_record(record, task, source_name(results, "results"))
+    check_ground_truth(annotations, content)
+    check_results(results, content, tasks)
     categories = content.sorted_categories
     letters = [groups.get(category.id, own) for category, own in zip(categories, content.counts().groups)]
     results = with_encoded_masks(results, {image.id: (image.height, image.width) for image in content.images})

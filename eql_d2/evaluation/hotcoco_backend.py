@@ -22,7 +22,7 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
         detections = _load_detections(ground_truth, prepared, max_detections, source_name(results, "results"))
     if per_category:
         _drop_beyond(detections, per_category)
-    detections = _with_positive_area(detections, source_name(results, "results"))
+    detections = _with_positive_area(detections)
     if max_detections < 0 or max_detections > 300:
         # Mark them as capped, or hotcoco applies its default of 300 once more.
         detections = detections.cap_detections_per_image(None)
@@ -57,40 +57,18 @@ def load_ground_truth(annotations: Any):
 
 
 def _load_detections(ground_truth, results: Results, cap: int, source: str):
-    """Return hotcoco's data set of the detections, the best ``cap`` of each image over all classes (all if negative).
+    """Return hotcoco's data set of detections, checked before: the best ``cap`` of each image (all if negative).
 
     Raises:
-        InputError: if hotcoco refuses the file, or if images or categories are not those of the ground truth.
+        InputError: if hotcoco refuses the file all the same.
     """
     import hotcoco
 
     try:
         results = os.fspath(results) if isinstance(results, (str, os.PathLike)) else list(results)
-        detections = hotcoco.LVISResults(ground_truth, results, max_dets=cap)
+        return hotcoco.LVISResults(ground_truth, results, max_dets=cap)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{source} is no valid results file ({_one_line(error)}); is the file complete?") from None
-    _check_ids(ground_truth, detections, source)
-    return detections
-
-
-def _check_ids(ground_truth, detections, source: str) -> None:
-    """Check that every detection is of an image of the set, and that not all are of unknown categories."""
-    if not detections.load_warnings:  # hotcoco has seen no unknown id
-        return
-    all_ids = detections.get_ann_ids()
-    known = detections.get_ann_ids(img_ids=ground_truth.get_img_ids())
-    if len(known) < len(all_ids):
-        stranger = detections.load_anns([next(iter(set(all_ids) - set(known)))])[0]
-        raise InputError(
-            f"{source}: image_id {stranger['image_id']} of a detection is not in the annotations; do the results "
-            f"belong to this data set?"
-        )
-    if not detections.get_ann_ids(cat_ids=ground_truth.get_cat_ids()):
-        stranger = detections.load_anns(all_ids[:1])[0]
-        raise InputError(
-            f"{source}: no category_id of the detections is in the annotations (the first is "
-            f"{stranger['category_id']}); the ids must be those of the annotation file, which usually begin at 1."
-        )
 
 
 def _drop_beyond(detections, limit: int) -> None:
@@ -106,19 +84,11 @@ def _drop_beyond(detections, limit: int) -> None:
         detections.update_anns(ids=surplus, area=np.zeros(len(surplus)))
 
 
-def _with_positive_area(detections, source: str):
-    """Drop empty masks and boxes without width, as lvis does after the cap per image: they would be false positives.
-
-    Raises:
-        InputError: if a detection has no area, because it lacks what the first one has.
-    """
+def _with_positive_area(detections):
+    """Drop empty masks and boxes without width, as lvis does after the cap per image: they would be false positives."""
     positive = [float(np.nextafter(0.0, 1.0)), float("inf")]
-    num_detections = len(detections.get_ann_ids())
-    num_positive = len(detections.get_ann_ids(area_rng=positive))
-    if num_positive == num_detections:
+    if len(detections.get_ann_ids(area_rng=positive)) == len(detections.get_ann_ids()):
         return detections
-    if num_positive + len(detections.get_ann_ids(area_rng=[-float("inf"), 0.0])) < num_detections:
-        raise InputError(f"{source}: some detections lack the 'bbox' or 'segmentation' that the first one has.")
     return detections.filter(area_rng=positive, drop_empty_images=False)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import types
 from typing import Any, Dict, List
@@ -13,14 +12,14 @@ import numpy as np
 
 from eql_d2.errors import InputError
 from eql_d2.evaluation.metrics import Curves
-from eql_d2.evaluation.results_file import Results, load_detections, source_name
+from eql_d2.evaluation.results_file import Results, load_detections
 
 
 def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detections: int, per_category: int) -> Curves:
     """Evaluate in the LVIS protocol; arguments as in :func:`eql_d2.evaluation.backends.evaluate_results`."""
     lvis = import_lvis()
     content = load_annotations(annotations)
-    detections = _prepare(results, content, iou_type, source_name(results, "results"))
+    detections = _prepare(results, iou_type)
     if per_category:
         detections = _best_of_each_category(detections, per_category)
     ground_truth = lvis.LVIS.__new__(lvis.LVIS)
@@ -52,7 +51,7 @@ def coco_curves(annotations: Any, results: Results, iou_type: str, max_detection
     from pycocotools.cocoeval import COCOeval
 
     content = load_annotations(annotations)
-    detections = _prepare(results, content, iou_type, source_name(results, "results"))
+    detections = _prepare(results, iou_type)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         ground_truth = COCO()
         ground_truth.dataset = content
@@ -107,27 +106,9 @@ def load_annotations(annotations: Any) -> Dict[str, Any]:
     return {**content, **lists}
 
 
-def _prepare(results: Results, content: Dict[str, Any], iou_type: str, source: str) -> List[Dict[str, Any]]:
-    """Return the detections as dicts of their own, without boxes for mask evaluation, their images checked."""
+def _prepare(results: Results, iou_type: str) -> List[Dict[str, Any]]:
+    """Return the detections as dicts of their own, without boxes for mask evaluation."""
     detections = load_detections(results)
-    known = {image["id"] for image in content["images"]}
-    shape = "bbox" if iou_type == "bbox" and detections and "bbox" in detections[0] else "segmentation"
-    for detection in detections:
-        if detection["image_id"] not in known:
-            raise InputError(
-                f"{source}: image_id {detection['image_id']} of a detection is not in the annotations; do the results "
-                f"belong to this data set?"
-            )
-        if shape not in detection:
-            raise InputError(f"{source}: some detections lack the 'bbox' or 'segmentation' that the first one has.")
-        if math.isnan(detection["score"]):
-            raise InputError(f"{source}: a detection of image_id {detection['image_id']} has the score NaN.")
-    categories = {category["id"] for category in content["categories"]}
-    if detections and not any(detection["category_id"] in categories for detection in detections):
-        raise InputError(
-            f"{source}: no category_id of the detections is in the annotations (the first is "
-            f"{detections[0]['category_id']}); the ids must be those of the annotation file, which usually begin at 1."
-        )
     if iou_type == "segm":
         # Else the reference takes the area, which decides small, medium or large, from the box.
         for detection in detections:

@@ -82,7 +82,7 @@ def _iou_types(results: Path) -> Sequence[str]:
     record = first_record(results)
     if record is None:
         return ("bbox",)
-    types = [iou_type for iou_type, key in (("bbox", "bbox"), ("segm", "segmentation")) if key in record]
+    types = [iou_type for iou_type, key in (("bbox", "bbox"), ("segm", "segmentation")) if record.get(key)]
     if not types:
         raise InputError(f"{results}: the detections have neither 'bbox' nor 'segmentation'; one is needed.")
     return types

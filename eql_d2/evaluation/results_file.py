@@ -16,8 +16,6 @@ from eql_d2.data.annotations import is_valid_polygon
 from eql_d2.errors import InputError
 
 Results = Union[str, os.PathLike, Sequence[Dict[str, Any]]]
-#: What a detection must carry to be evaluated, by IoU type: one of these.
-_SHAPES = {"bbox": ("bbox", "segmentation"), "segm": ("segmentation",)}
 _BLOCK = 1 << 24
 # Of a mask that is no compressed text: polygons, or run lengths as numbers. No other value holds a quotation mark.
 _UNENCODED = re.compile(rb'"(?:segmentation|counts)"\s*:\s*\[')
@@ -64,22 +62,6 @@ def first_record(results: Results) -> Optional[Dict[str, Any]]:
     return record
 
 
-def check_record(record: Dict[str, Any], iou_type: str, source: str) -> None:
-    """Check that a detection has the fields that an evaluation needs.
-
-    Raises:
-        InputError: if one is missing.
-    """
-    for field in ("image_id", "category_id", "score"):
-        if field not in record:
-            raise InputError(f"{source}: a detection has no {field!r}; it has {', '.join(sorted(record))}.")
-    if not any(field in record for field in _SHAPES[iou_type]):
-        raise InputError(
-            f"{source}: the detections have no {_SHAPES[iou_type][-1]!r}; evaluating {iou_type!r} needs "
-            f"{' or '.join(map(repr, _SHAPES[iou_type]))} in each."
-        )
-
-
 @contextlib.contextmanager
 def for_iou_type(results: Results, iou_type: str) -> Iterator[Results]:
     """Yield the results as an evaluator must see them for one IoU type.
@@ -119,7 +101,7 @@ def with_encoded_masks(results: Results, sizes: Mapping[int, Tuple[int, int]]) -
     detections = load_detections(results)
     for record in detections:
         # An image that is not known is told by the evaluators, with the other ids.
-        if "segmentation" in record and record.get("image_id") in sizes:
+        if record.get("segmentation") is not None and record.get("image_id") in sizes:
             try:
                 record["segmentation"] = encode_segmentation(record["segmentation"], *sizes[record["image_id"]])
             except (TypeError, ValueError, KeyError, IndexError) as error:

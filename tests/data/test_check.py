@@ -60,6 +60,14 @@ def test_notes_are_no_errors(save, content, coco_root):
     }
 
 
+def test_an_annotation_that_is_there_twice_is_a_note(save, clean, coco_root):
+    clean["annotations"].append({**clean["annotations"][0], "id": 99})
+    report = check_dataset(save(clean), coco_root)
+    (finding,) = report.findings.values()
+    assert finding.what.startswith("annotations that repeat another one") and finding.examples == ["annotation 99"]
+    assert not report.has_errors
+
+
 WRONG = {
     "annotation ids that occur more than once": lambda c: c["annotations"][1].update(id=1),
     "image ids that occur more than once": lambda c: c["images"].append(c["images"][0]),
@@ -84,6 +92,8 @@ WRONG = {
     "images with an id in not_exhaustive_category_ids that is not in 'categories'": lambda c: c["images"][2].update(
         not_exhaustive_category_ids=[2]
     ),
+    "annotations without an area, which evaluation needs": lambda c: c["annotations"][1].pop("area"),
+    "areas that are negative or no number": lambda c: c["annotations"][1].update(area=-2),
     "the json lists no category": lambda c: c.update(categories=[], annotations=[]),
 }
 

@@ -121,16 +121,64 @@ def test_damaged_results(files, tmp_path, backend):
     assert "complete" in message(text[: len(text) // 2])
     assert "complete" in message(text[:50])
     assert "json list" in message({"annotations": []})
-    assert "json object" in message([1, 2])
+    assert "Expected `object`" in message([*detections, 2])
     assert "image_id 999" in message([*detections, {**detections[0], "image_id": 999}])
     assert "no category_id" in message([{**detections[0], "category_id": 0}])
-    assert "no 'score'" in message([{key: value for key, value in detections[0].items() if key != "score"}])
-    assert "NaN" in message([{**detections[0], "score": float("nan")}])
+    without_score = {key: value for key, value in detections[3].items() if key != "score"}
+    assert "missing required field `score` - at `$[1]`" in message([detections[0], without_score])
+    assert "`null` - at `$[1].score`" in message([detections[0], {**detections[1], "score": None}])
+    assert "no NaN and no infinity" in message([{**detections[0], "score": float("nan")}])
+    assert "no NaN and no infinity" in message([{**detections[0], "score": float("-inf")}])
+    assert "out of range - at `$[0].score`" in message(
+        '[{"image_id": 11, "category_id": 2, "score": 1e999, "bbox": [1, 2, 3, 4]}]'
+    )
+    for box in ([0, 0, 1e308, 1], [0, 0, 1, -1e10]):
+        assert "at `$[1].bbox[" in message([detections[0], {**detections[1], "bbox": box}])
+    assert "length 4 - at `$[0].bbox`" in message([{**detections[0], "bbox": [1, 2, 3]}])
+    assert "no whole number" in message([{**detections[0], "category_id": 2.5}])
     mask_only = [{key: value for key, value in detections[1].items() if key != "bbox"}]
     assert "first one has" in message([detections[0], *mask_only], iou_type=["bbox"])
     boxes = [{key: value for key, value in record.items() if key != "segmentation"} for record in detections]
     assert "no 'segmentation'" in message(boxes, iou_type=["segm"])
     assert "neither 'bbox' nor" in message([{"image_id": 11, "category_id": 2, "score": 0.5}])
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
+def test_oddities_that_the_reference_accepts_are_counted_and_named(files, tmp_path, backend, caplog):
+    _, ground_truth, detections = files
+    odd = [
+        {**detections[0], "category_id": 999},
+        {**detections[1], "category_id": 998.0},
+        {**detections[2], "score": 1.5},
+        {**detections[3], "bbox": [1, 2, -3, 4]},
+    ]
+    results = tmp_path / "odd.json"
+    results.write_text(json.dumps(odd + detections[4:]))
+    twice = tmp_path / "twice.json"
+    annotations = ground_truth["annotations"]
+    twice.write_text(json.dumps({**ground_truth, "annotations": [*annotations, {**annotations[2], "id": 10**6}]}))
+    rescore(results, twice, ["bbox"], backend=backend)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("detectron2.eql_d2")]
+    assert [message.split(": ", 1)[0] for message in messages] == [str(twice)] + 3 * [str(results)]
+    assert "1 annotations are there twice" in messages[0] and f"annotation {10**6}" in messages[0]
+    assert "2 detections have a category_id that is not in" in messages[1] and "first: 999 in image" in messages[1]
+    assert "1 detections have a score outside [0, 1]" in messages[2] and "first: 1.5 in image" in messages[2]
+    assert "1 detections have a box of negative" in messages[3] and "first: [1.0, 2.0, -3.0, 4.0]" in messages[3]
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
+def test_detections_in_memory(files, backend):
+    (gt, _), _, detections = files
+    of_numpy = [
+        {**one, "score": np.float32(one["score"]), "bbox": np.array(one["bbox"]), "image_id": np.int64(one["image_id"])}
+        for one in detections
+    ]
+    plain = [{**one, "score": float(np.float32(one["score"]))} for one in detections]
+    results = [evaluate_results(gt, detections, backend=backend) for detections in (of_numpy, plain)]
+    np.testing.assert_equal(results[0].metrics, results[1].metrics)
+    for score in (None, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"results .*\(NaN and infinity count as `null`\)"):
+            evaluate_results(gt, [detections[0], {**detections[1], "score": score}], backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
@@ -150,6 +198,17 @@ def test_damaged_annotations(files, tmp_path, backend):
     message([])
     assert "no 'annotations'" in message({**ground_truth, "annotations": []})
     assert "`categories`" in message({key: value for key, value in ground_truth.items() if key != "categories"})
+    first, *others = ground_truth["annotations"]
+
+    def of_first(**changed):
+        return message({**ground_truth, "annotations": [{**first, **changed}, *others]})
+
+    assert "annotation id 2 occurs more than once" in of_first(id=2)
+    assert "at `$.annotations[0].bbox[2]`" in of_first(bbox=[0, 0, 1e308, 1])
+    for value in (float("nan"), float("inf")):
+        assert "not valid json" in of_first(bbox=[0, 0, value, 1])
+    assert "1 annotations have no 'area' (the first: annotation 1)" in of_first(area=None)
+    assert "at `$.annotations[0].area`" in of_first(area=-1)
     bad.unlink()
     with pytest.raises(InputError, match="no such file"):
         rescore(results, bad, ["bbox"], backend=backend)
