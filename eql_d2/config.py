@@ -133,8 +133,21 @@ def add_eql_config(cfg: CN) -> None:
     # power, and its bias is dropped. In [0, 1]; 0 is off. It comes before CALIBRATION.
     node.TAU_NORM.TAU = 0.0
 
+    _add_training_settings(node)
     add_loss_settings(node)
     add_calibration_settings(node)
+
+
+def _add_training_settings(node: CN) -> None:
+    """Add what changes the course of a training, whatever its method; docs/training.md is about it."""
+    node.BEST = CN()
+    # Metric whose best weights are kept in OUTPUT_DIR/model_best.pth, as metrics.json names it: "segm/AP", "bbox/APr";
+    # of several test sets "lvis_v1_val/segm/AP". "" is off. It is looked at each time that TEST.EVAL_PERIOD evaluates.
+    node.BEST.METRIC = ""
+    # Whether the metric is best at its "max" or its "min".
+    node.BEST.MODE = "max"
+    # End the training after so many evaluations in a row without a new best; 0 is off.
+    node.BEST.PATIENCE = 0
 
 
 def get_cfg() -> CN:

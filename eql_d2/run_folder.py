@@ -41,6 +41,8 @@ class RunFolder:
         config_file: the whole config, with what it left to the data filled in.
         history_file: metrics over time, one json object a line, by Detectron2.
         weights: the last checkpoint; there are others, ``model_0004999.pth``, on the way.
+        best_weights: those of the best metric, by the hook of :mod:`eql_d2.engine.best_checkpoint`.
+        best_file: that metric at each evaluation, and the best iteration.
         results_file: every metric of the evaluations, and what makes them repeatable.
         frequency_file: the counts of the training set that the loss used.
         gradients_file: sums of the :class:`~eql_d2.engine.gradient_hook.GradientHook`.
@@ -54,6 +56,8 @@ class RunFolder:
         self.config_file = self.folder / "config.yaml"
         self.history_file = self.folder / "metrics.json"
         self.weights = self.folder / FINAL_WEIGHTS
+        self.best_weights = self.folder / "model_best.pth"
+        self.best_file = self.folder / "best.json"
         self.results_file = self.folder / "results.json"
         self.frequency_file = self.folder / "category_frequency.json"
         self.gradients_file = self.folder / "training_gradients.csv"

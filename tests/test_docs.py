@@ -34,6 +34,8 @@ KEYS = {
     + [f"{node}.{key}" for node in ("NORMED", "CASCADE") for key in get_cfg().MODEL.LONG_TAIL[node]],
 }
 HEADINGS = ["## Formula", "## Settings", "## Paper, authors' code", "## Configs", "## Published numbers"]
+#: Nodes whose keys docs/training.md states.
+TRAINING = ("BEST",)
 
 
 def default_of(key: str):
@@ -50,11 +52,19 @@ def test_every_method_has_a_page_and_every_page_a_method():
     assert all(f"[{method}]({method}.md)" in index for method in methods)
 
 
+def stated_in(path):
+    """Return the keys of a page's table, with the defaults that it states."""
+    return dict(re.findall(r"^\| `([A-Z][A-Z_0-9.]+)` \| `(.*?)` \|", path.read_text(), flags=re.MULTILINE))
+
+
 @pytest.mark.parametrize("page", sorted(KEYS))
 def test_pages_state_every_key_with_its_default(page):
-    text = (METHODS / f"{page}.md").read_text()
-    stated = dict(re.findall(r"^\| `([A-Z][A-Z_0-9.]+)` \| `(.*?)` \|", text, flags=re.MULTILINE))
-    assert stated == {key: repr(default_of(key)) for key in KEYS[page]}
+    assert stated_in(METHODS / f"{page}.md") == {key: repr(default_of(key)) for key in KEYS[page]}
+
+
+def test_the_training_page_states_every_key_with_its_default():
+    expected = {f"{node}.{key}" for node in TRAINING for key in default_of(node)}
+    assert stated_in(ROOT / "docs" / "training.md") == {key: repr(default_of(key)) for key in expected}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from typing import Any, Dict, List
 from unittest.mock import patch
@@ -17,6 +18,7 @@ from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.classification import is_classification_set
 from eql_d2.data.images import build_image_test_loader, build_image_train_loader
+from eql_d2.engine.best_checkpoint import BestCheckpoint, EarlyStop
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.protocol import check_protocol, freeze
@@ -85,7 +87,8 @@ class Trainer(DefaultTrainer):
             frequency = category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY)
             RunFolder(self.cfg.OUTPUT_DIR).write_frequency(frequency)
             log_experiment(self.cfg, self.model)
-        super().train()
+        with suppress(EarlyStop):
+            super().train()
         return getattr(self, "_last_eval_results", None) or {}
 
     def after_step(self):
@@ -108,10 +111,12 @@ class Trainer(DefaultTrainer):
         ret = super().build_hooks()
         if self.cfg.MODEL.LONG_TAIL.ANALYSIS.PERIOD:
             ret.insert(0, GradientHook(self.cfg, self.model))
+        # After the plain evaluation, on every rank alike, and before the writer, which the main process alone has.
+        position = len(ret) - 1 if comm.is_main_process() else len(ret)
         if self.cfg.TEST.AUG.ENABLED:
-            # After the plain evaluation, on every rank alike, and before the writer, which the main process alone has.
-            position = len(ret) - 1 if comm.is_main_process() else len(ret)
             ret.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        if self.cfg.MODEL.LONG_TAIL.BEST.METRIC:
+            ret.insert(position, BestCheckpoint(self.cfg, self.model))
         return ret
 
     @classmethod

@@ -1,0 +1,35 @@
+"""What a training on two processes (gloo) does alike on both: where it ends."""
+
+import json
+
+from detectron2.utils import comm
+
+from eql_d2.engine import argument_parser, launch
+from eql_d2.engine import setup as setup_run
+from eql_d2.engine.trainer import Trainer
+from eql_d2.run_folder import RunFolder
+from tests.conftest import tiny_config
+
+
+def train(args):
+    """Train with an evaluation after each iteration, whose metric only the main process gets; tell where it ended."""
+    values = iter((1, 2, 1, 1, 1))
+    Trainer._evaluate = lambda *_: {"segm": {"AP": next(values)}} if comm.is_main_process() else {}
+    cfg = setup_run(args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    trainer.train()
+    ends = comm.gather(trainer.iter)
+    if comm.is_main_process():
+        (RunFolder(cfg.OUTPUT_DIR).folder / "told.json").write_text(json.dumps({"ends": ends}))
+
+
+def test_both_stop_at_the_same_iteration(lvis_folder):
+    opts = ["SOLVER.MAX_ITER", 8, "TEST.EVAL_PERIOD", 1, "MODEL.LONG_TAIL.BEST.METRIC", "segm/AP"]
+    opts += ["MODEL.LONG_TAIL.BEST.PATIENCE", 2, "SOLVER.REFERENCE_WORLD_SIZE", 0]
+    (lvis_folder / "tiny.yaml").write_text(tiny_config(lvis_folder, "Mask-R-CNN-FPN", "EQL_V2", *opts).dump())
+    arguments = ["--config-file", str(lvis_folder / "tiny.yaml"), "--num-gpus", "2", "--dist-url", "auto"]
+    launch(train, argument_parser().parse_args(arguments))
+    output = RunFolder(lvis_folder / "output")
+    assert json.loads((output.folder / "told.json").read_text()) == {"ends": [3, 3]}
+    assert output.weights.is_file() and json.loads(output.best_file.read_text())["best_iteration"] == 1
