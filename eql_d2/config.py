@@ -105,6 +105,11 @@ def add_eql_config(cfg: CN) -> None:
     # the image counts; 0 for the threshold as it is.
     node.REPEAT_TAIL_RATIO = 0.0
 
+    node.TRAINING = CN()
+    # How many of the checkpoints of every SOLVER.CHECKPOINT_PERIOD iterations are kept, the last ones; 0 for all. The
+    # final weights are kept beside them. With 2 or more there is one to go back to if the last is damaged.
+    node.TRAINING.CHECKPOINTS_KEPT = 0
+
     node.TIMM = CN()
     # The model of timm that MODEL.BACKBONE.NAME build_timm_backbone and build_timm_fpn_backbone build.
     node.TIMM.NAME = "resnet50"

@@ -12,7 +12,8 @@ from eql_d2.errors import InputError
 def whole_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
     """Open a file to write (and read back) piece by piece; it appears when the context ends, whole or not at all.
 
-    Its folder is made. Of several writers the last one wins.
+    Its folder is made. Of several writers the last one wins. The content is on the disk before the name is, so that a
+    machine that stops leaves no empty file either.
 
     Raises:
         InputError: if it cannot be written.
@@ -23,6 +24,8 @@ def whole_file(path: Union[str, os.PathLike]) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w+b") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 from typing import Any, Iterable, List, Optional
 from urllib.error import URLError
 from zipfile import BadZipFile
@@ -9,7 +10,9 @@ from zipfile import BadZipFile
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
+from eql_d2.engine.last_checkpoint import TAG, drop_old_checkpoints, last_sound_checkpoint
 from eql_d2.engine.protocol import check_start, drop_classifier
 from eql_d2.errors import InputError
 from eql_d2.files import whole_file, write_whole
@@ -18,15 +21,19 @@ from eql_d2.files import whole_file, write_whole
 class LongTailCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that writes to a temporary name and renames, and explains what it cannot load.
 
+    To resume is to go on from the last checkpoint that is sound, see :mod:`eql_d2.engine.last_checkpoint`.
+
     Args:
         require_classifier: raise, rather than skip with a warning, where the checkpoint's parameters are of other
             shapes than the model's: right for evaluating and resuming. What a training may start from is decided by
             ``start``.
+        keep: how many of the checkpoints that are saved on the way are kept; 0 for all.
     """
 
-    def __init__(self, model, save_dir="", *, require_classifier: bool = False, **kwargs):
+    def __init__(self, model, save_dir="", *, require_classifier: bool = False, keep: int = 0, **kwargs):
         super().__init__(model, save_dir, **kwargs)
-        self.require_classifier = require_classifier
+        self.require_classifier, self.keep = require_classifier, keep
+        self._last: Optional[str] = None
         #: The config of a training that starts from what is loaded; ``None`` for resuming and evaluating.
         self.start: Optional[CfgNode] = None
 
@@ -42,9 +49,36 @@ class LongTailCheckpointer(DetectionCheckpointer):
         with whole_file(path) as file:
             torch.save(data, file)
         self.tag_last_checkpoint(f"{name}.pth")
+        drop_old_checkpoints(Path(self.save_dir), self.keep)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        write_whole(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+        write_whole(os.path.join(self.save_dir, TAG), last_filename_basename)
+        self._last = os.path.join(self.save_dir, last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint to go on from; see :meth:`get_checkpoint_file`."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Return the checkpoint to go on from, empty if there has never been one; the same answer on every process.
+
+        A collective, until it has been asked once: the main process looks.
+
+        Raises:
+            InputError: if there are checkpoints, or was one, and none can be used.
+        """
+        if self._last is None:
+            found, problem = "", ""
+            if comm.is_main_process() and self.save_dir:
+                try:
+                    found = str(last_sound_checkpoint(Path(self.save_dir)) or "")
+                except InputError as error:
+                    problem = str(error)
+            found, problem = comm.all_gather((found, problem))[0]
+            if problem:
+                raise InputError(problem)
+            self._last = found
+        return self._last
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None):
         """Same as ``DetectionCheckpointer.load``.

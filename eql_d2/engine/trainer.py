@@ -4,6 +4,7 @@ import logging
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Dict, List
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from eql_d2.data.images import build_image_test_loader, build_image_train_loader
 from eql_d2.engine.best_checkpoint import BestCheckpoint, EarlyStop
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.gradient_hook import GradientHook
+from eql_d2.engine.last_checkpoint import remove_leftovers
 from eql_d2.engine.protocol import check_protocol, freeze
 from eql_d2.errors import InputError
 from eql_d2.evaluation import build_evaluator, evaluate
@@ -50,7 +52,10 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg):
         # Detectron2's constructor names these classes itself, where no method can be overridden.
-        own: Dict[str, Any] = {"DetectionCheckpointer": LongTailCheckpointer}
+        keep = cfg.MODEL.LONG_TAIL.TRAINING.CHECKPOINTS_KEPT
+        if keep < 0:
+            raise InputError(f"MODEL.LONG_TAIL.TRAINING.CHECKPOINTS_KEPT is {keep}; it is a number, 0 for all.")
+        own: Dict[str, Any] = {"DetectionCheckpointer": partial(LongTailCheckpointer, keep=keep)}
         if torch.device(cfg.MODEL.DEVICE).type != "cuda":
             own["create_ddp_model"] = partial(create_ddp_model, device_ids=None)
             own["AMPTrainer"] = CPUAutocastTrainer
@@ -84,6 +89,7 @@ class Trainer(DefaultTrainer):
     def train(self):
         """Train, and evaluate as ``TEST.EVAL_PERIOD`` says and at the end; metrics go to ``results.json`` too."""
         if comm.is_main_process():
+            remove_leftovers(Path(self.cfg.OUTPUT_DIR))
             frequency = category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY)
             RunFolder(self.cfg.OUTPUT_DIR).write_frequency(frequency)
             log_experiment(self.cfg, self.model)

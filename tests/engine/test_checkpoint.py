@@ -1,10 +1,15 @@
 """Checkpoints: those of the authors' repository load whole, and one that is being written is never half there."""
 
+import os
+import random
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.last_checkpoint import remove_leftovers
+from eql_d2.errors import InputError
 from tests.conftest import ARCHITECTURES, NUM_CLASSES, tiny_config
 
 
@@ -83,3 +88,97 @@ def test_checkpoints_hold_tensors_and_plain_values_only(lvis_folder):
     trainer.checkpointer.save("model")
     loaded = torch.load(lvis_folder / "output" / "model.pth", weights_only=True)
     assert "roi_heads.box_predictor.cls_score.weight" in loaded["model"] and loaded["trainer"]["iteration"] == 0
+
+
+def saved(folder, iterations=(4, 9, 14), keep=0):
+    """Save checkpoints of these iterations, the weights of each filled with its number; return their folder."""
+    model = torch.nn.Linear(64, 64)
+    checkpointer = LongTailCheckpointer(model, str(folder), keep=keep)
+    for order, iteration in enumerate(iterations):
+        model.weight.data.fill_(iteration)
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        os.utime(folder / f"model_{iteration:07d}.pth", (order, order))
+    return folder
+
+
+def resumed(folder):
+    """Return the iteration of the checkpoint that a new process goes on from."""
+    model = torch.nn.Linear(64, 64)
+    loaded = LongTailCheckpointer(model, str(folder)).resume_or_load("", resume=True)
+    assert not loaded or (model.weight == loaded["iteration"]).all()
+    return loaded.get("iteration")
+
+
+def flip_bytes(path, count=64):
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + count):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "random": lambda path: path.write_bytes(random.Random(0).randbytes(5000)),
+    "64 bytes flipped": flip_bytes,
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, how):
+    saved(tmp_path)
+    DAMAGE[how](tmp_path / "model_0000014.pth")
+    assert resumed(tmp_path) == 9
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "model_0000014.pth" in warning.message and "going on from model_0000009.pth" in warning.message
+    DAMAGE[how](tmp_path / "model_0000009.pth")
+    assert resumed(tmp_path) == 4
+
+
+@pytest.mark.parametrize(
+    "tag", [b"\xff\xfe\x00\x80", b"", None, b"no.pth", b"../model_0000014.pth", b"evil.pkl", b"model_0000014.pth\0"]
+)
+def test_a_damaged_last_checkpoint_file_is_passed_over(tmp_path, caplog, tag):
+    saved(tmp_path)
+    if tag is None:
+        (tmp_path / "last_checkpoint").unlink()
+    else:
+        (tmp_path / "last_checkpoint").write_bytes(tag)
+    assert resumed(tmp_path) == 14
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+def test_going_back_to_an_earlier_checkpoint_is_possible(tmp_path, caplog):
+    saved(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000004.pth\n")
+    assert resumed(tmp_path) == 4 and "WARNING" not in [record.levelname for record in caplog.records]
+
+
+def test_no_sound_checkpoint_is_an_error_and_none_a_start(tmp_path):
+    assert resumed(tmp_path) is None
+    saved(tmp_path, (4,))
+    DAMAGE["empty"](tmp_path / "model_0000004.pth")
+    with pytest.raises(InputError, match=r"no checkpoint to go on from: model_0000004\.pth is empty"):
+        resumed(tmp_path)
+    (tmp_path / "model_0000004.pth").unlink()
+    with pytest.raises(InputError, match=r"model_0000004\.pth is not there"):
+        resumed(tmp_path)
+
+
+@pytest.mark.parametrize("keep, left", [(0, [4, 9, 14]), (2, [9, 14]), (1, [14])])
+def test_as_many_checkpoints_are_kept_as_the_setting_says(tmp_path, keep, left):
+    (tmp_path / "model_final.pth").write_bytes(b"of an earlier stage")
+    saved(tmp_path, keep=keep)
+    names = [f"model_{iteration:07d}.pth" for iteration in left]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == [*names, "model_final.pth"]
+    assert resumed(tmp_path) == 14
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    for name in ("model_0000004.pth.tmp123", "last_checkpoint.tmp9", "mine.tmp", "notes.tmp1.txt"):
+        (tmp_path / name).write_text("half")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.tmp", "notes.tmp1.txt"]
