@@ -1,6 +1,5 @@
 """Finished trainings with their weights, as the analyses ask for them."""
 
-import pickle
 from functools import cached_property
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Union
@@ -16,6 +15,7 @@ from eql_d2.data.categories import CategoryTable
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.run_folder import FINAL_WEIGHTS, RunFolder, unique_names
+from eql_d2.weights import read_checkpoint
 
 #: Columns of the per-category table, the one that a figure shows first.
 AP_COLUMNS = ("segm_AP", "bbox_AP")
@@ -79,11 +79,8 @@ class TrainedModel(RunFolder):
             InputError: if there is no checkpoint or it cannot be read.
         """
         self.check_weights()
-        try:
-            content = torch.load(self.weights, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(f"{self.weights} is no checkpoint ({str(error).splitlines()[0]}).") from None
-        return content.get("model", content)
+        model = read_checkpoint(self.weights)["model"]
+        return {name: torch.as_tensor(value) for name, value in model.items()}
 
     def dataset(self, name: Optional[str] = None) -> str:
         """Return the data set to run the model over: ``name``, else the first of ``DATASETS.TRAIN``, registered.

@@ -5,7 +5,6 @@ work as for detection), and either ``file_name`` or ``image``, uint8 ``[H, W, 3]
 """
 
 import inspect
-import io
 import json
 import pickle
 import tarfile
@@ -20,6 +19,7 @@ from eql_d2.data.annotations import PathLike
 from eql_d2.data.records import Record
 from eql_d2.data.registration import set_metadata
 from eql_d2.errors import InputError
+from eql_d2.weights import unpickle
 
 #: Images that a folder may hold, by the end of their names.
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".JPEG", ".JPG", ".PNG")
@@ -349,16 +349,6 @@ class _ArchiveFiles:
         if content is None:
             content = (self.path / name).read_bytes()
         try:
-            return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        except (pickle.UnpicklingError, EOFError, ValueError) as error:
+            return unpickle(content, encoding="bytes")
+        except pickle.UnpicklingError as error:
             raise InputError(f"{self.path}: {name} is damaged ({error}).") from None
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain values only: a downloaded pickle must not be able to run anything else."""
-
-    def find_class(self, module: str, name: str):
-        is_array = module.split(".")[0] == "numpy" and name in ("_reconstruct", "_frombuffer", "ndarray", "dtype")
-        if is_array or (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")

@@ -1,13 +1,11 @@
 """Checkpoints that appear whole or not at all, and clear words where one cannot be loaded."""
 
 import os
-import pickle
 from pathlib import Path
-from typing import Any, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 from urllib.error import URLError
-from zipfile import BadZipFile
+from urllib.parse import parse_qs
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -15,13 +13,15 @@ from detectron2.utils import comm
 from eql_d2.engine.last_checkpoint import TAG, drop_old_checkpoints, last_sound_checkpoint
 from eql_d2.engine.protocol import check_start, drop_classifier
 from eql_d2.errors import InputError
-from eql_d2.files import whole_file, write_whole
+from eql_d2.files import write_whole
+from eql_d2.weights import read_checkpoint, write_checkpoint
 
 
 class LongTailCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that writes to a temporary name and renames, and explains what it cannot load.
 
-    To resume is to go on from the last checkpoint that is sound, see :mod:`eql_d2.engine.last_checkpoint`.
+    To resume is to go on from the last checkpoint that is sound, see :mod:`eql_d2.engine.last_checkpoint`. Files
+    are read by :mod:`eql_d2.weights`, which executes nothing in them.
 
     Args:
         require_classifier: raise, rather than skip with a warning, where the checkpoint's parameters are of other
@@ -46,8 +46,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with whole_file(path) as file:
-            torch.save(data, file)
+        write_checkpoint(path, data)
         self.tag_last_checkpoint(f"{name}.pth")
         drop_old_checkpoints(Path(self.save_dir), self.keep)
 
@@ -88,20 +87,27 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """
         try:
             return super().load(path, checkpointables)
+        except InputError:
+            raise
         except (URLError, TimeoutError, ConnectionError) as error:
             raise InputError(_how_to_place_by_hand(path, error)) from None
-        except (EOFError, BadZipFile, pickle.UnpicklingError, UnicodeDecodeError) as error:
-            raise InputError(f"MODEL.WEIGHTS {path} is no checkpoint, or an incomplete one ({error}).") from None
         except (AssertionError, OSError) as error:
             if os.path.isfile(path) or ("://" not in path and os.path.exists(path)):
                 raise InputError(f"MODEL.WEIGHTS {path} cannot be read ({error}).") from None
             if path.startswith(("http://", "https://", "detectron2://", "catalog://")):
                 raise InputError(_how_to_place_by_hand(path, error)) from None
             raise InputError(f"MODEL.WEIGHTS {path}: there is no such file.") from None
-        except RuntimeError as error:
-            if "PytorchStreamReader" not in str(error):
-                raise
-            raise InputError(f"MODEL.WEIGHTS {path} is an incomplete checkpoint ({error}).") from None
+        finally:
+            self._parsed_url_during_load = None  # where loading failed, Detectron2 would refuse to load again
+
+    def _load_file(self, filename: str) -> Dict[str, Any]:
+        content = read_checkpoint(filename)
+        queries = parse_qs(self._parsed_url_during_load.query) if self._parsed_url_during_load else {}
+        if queries == {"matching_heuristics": ["True"]}:
+            content["matching_heuristics"] = True
+        elif queries:
+            raise InputError(f"MODEL.WEIGHTS {filename}: after ?, matching_heuristics=True alone is known.")
+        return content
 
     def _load_model(self, checkpoint):
         if self.start is not None and self.start.MODEL.LONG_TAIL.INIT_CLASSIFIER == "reset":

@@ -1,4 +1,5 @@
-"""Checkpoints of mmdetection, torchvision and timm under this package's names, nothing dropped silently."""
+"""Checkpoints of mmdetection, torchvision and timm under this package's names, nothing dropped silently; and its own,
+in another format."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 
 #: Where checkpoints come from: mmdetection 2 and 3 (EQL v2, Seesaw: background last), mmdetection 1 (ACSL, BAGS:
-#: background first), and ResNets of torchvision and timm, whose names are the same.
-LAYOUTS = ("mmdet2", "mmdet1", "imagenet")
+#: background first), ResNets of torchvision and timm, whose names are the same, and Detectron2 and this package, whose
+#: names stay.
+LAYOUTS = ("mmdet2", "mmdet1", "imagenet", "detectron2")
 #: The classifiers of each layout whose columns are known.
 METHODS = {"mmdet2": ("softmax", "eql_v2", "seesaw"), "mmdet1": ("softmax", "acsl", "bags"), "imagenet": ("none",)}
 
@@ -56,15 +58,17 @@ class Converted:
         model: this package's names with their tensors.
         left_over: ``name: shape and reason`` of everything of the source that is not in ``model``, whole or in part.
         heuristics: whether Detectron2 is to find the names' places by their ends: a backbone alone.
+        author: whose names they are; Detectron2 has rules of its own for "Caffe2".
     """
 
     model: Dict[str, Tensor] = field(default_factory=dict)
     left_over: List[str] = field(default_factory=list)
     heuristics: bool = False
+    author: str = "eql_d2"
 
     def checkpoint(self) -> Dict[str, Any]:
         """Return what ``MODEL.WEIGHTS`` may name, once it is saved."""
-        return {"model": self.model, "__author__": "eql_d2", "matching_heuristics": self.heuristics}
+        return {"model": self.model, "__author__": self.author, "matching_heuristics": self.heuristics}
 
 
 def convert_checkpoint(
@@ -84,8 +88,8 @@ def convert_checkpoint(
     Args:
         state: names and tensors, the ``state_dict`` of the file.
         layout: one of :data:`LAYOUTS`.
-        method: one of :data:`METHODS` of the layout; not looked at for "imagenet".
-        num_classes: K; not looked at for "imagenet".
+        method: one of :data:`METHODS` of the layout; not looked at for "imagenet" and "detectron2".
+        num_classes: K; not looked at for "imagenet" and "detectron2".
         frequency: counts of the training set, for BAGS.
         group_bounds: of BAGS.
         temperatures: of a normed classifier and of a normed mask predictor; 0 for linear ones.
@@ -98,6 +102,8 @@ def convert_checkpoint(
         raise InputError(f"--layout is {layout!r}; there are {', '.join(LAYOUTS)}.")
     if layout == "imagenet":
         return _convert_backbone(state)
+    if layout == "detectron2":
+        return Converted(dict(state))
     if method not in METHODS[layout]:
         raise InputError(f"--method is {method!r}; for --layout {layout} there are {', '.join(METHODS[layout])}.")
     columns = classifier_columns(layout, method, num_classes, frequency, group_bounds)

@@ -15,6 +15,7 @@ from eql_d2.files import write_whole
 from eql_d2.losses.base import Categories, ClassifierLoss, widen
 from eql_d2.losses.registry import NamedRegistry, settings_to_arguments
 from eql_d2.losses.state import sum_over_ranks
+from eql_d2.weights import read_torch
 
 CALIBRATION_REGISTRY = NamedRegistry("CALIBRATION", "MODEL.LONG_TAIL.CALIBRATION.NAME", "calibration")
 
@@ -220,8 +221,8 @@ class LogN(Calibration):
             self._load(statistics)
 
     def _load(self, path: str) -> None:
+        content = read_torch(path)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
             found = content.get("regions", LogitStatistics.regions)
             if found != self.regions:
                 raise InputError(
@@ -229,8 +230,6 @@ class LogN(Calibration):
                     f"MODEL.LONG_TAIL.CALIBRATION.LOGN.REGIONS {found}, or collect those of {self.regions} regions."
                 )
             self._set(content["count"], content["mean"], content["std"])
-        except FileNotFoundError:
-            raise InputError(f"{path}: there is no such file; it should hold the statistics of the logits.") from None
         except InputError:
             raise
         except Exception as error:

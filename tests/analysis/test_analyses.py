@@ -186,7 +186,7 @@ def test_what_the_user_can_mend(lvis_folder):
             {"only": ["weights"], "weights": "model_1.pth"},
             r"there are model_final.pth: name one by --weights",
         ),
-        ([broken], {"only": ["weights"]}, "model_final.pth is no checkpoint"),
+        ([broken], {"only": ["weights"]}, "model_final.pth is no file of tensors"),
         ([run], {"only": ["ap"]}, "has no per_category_ap.json of a data set; evaluate the run: eql-d2 train"),
         ([evaluated], {"only": ["ap"]}, "AP of 4 categories, but the model has 5"),
         ([run], {"dataset": "lvis_v9_val", "only": ["gradients"]}, "No data set is registered as 'lvis_v9_val'"),

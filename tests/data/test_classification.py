@@ -154,7 +154,7 @@ def test_cifar_archive(tmp_path, fine):
 def test_an_archive_cannot_run_code(tmp_path):
     folder = write_archive(tmp_path / "cifar", fine=True)
     (folder / "train").write_bytes(pickle.dumps({b"data": print}))
-    with pytest.raises(InputError, match=r"damaged .*print, which is no array"):
+    with pytest.raises(InputError, match=r"damaged .*print, which is neither an array"):
         load_cifar(folder)
 
 

@@ -182,3 +182,12 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
         (tmp_path / name).write_text("half")
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.tmp", "notes.tmp1.txt"]
+
+
+def test_after_a_failure_another_file_can_be_loaded(tmp_path):
+    (tmp_path / "broken.pth").write_text("no weights")
+    checkpointer = LongTailCheckpointer(torch.nn.Linear(2, 2), str(tmp_path))
+    with pytest.raises(InputError, match=r"broken\.pth"):
+        checkpointer.load(str(tmp_path / "broken.pth"))
+    checkpointer.save("sound")
+    assert checkpointer.load(str(tmp_path / "sound.pth")) == {}

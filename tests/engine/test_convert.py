@@ -172,7 +172,7 @@ def test_imagenet_backbone(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("mmdet3", "softmax", K), "--layout is 'mmdet3'; there are mmdet2, mmdet1, imagenet"),
+        (("mmdet3", "softmax", K), "--layout is 'mmdet3'; there are mmdet2, mmdet1, imagenet, detectron2"),
         (("mmdet2", "acsl", K), "--method is 'acsl'; for --layout mmdet2 there are softmax, eql_v2, seesaw"),
         (("mmdet1", "bags", K), "--method bags needs the counts of 5 classes by --frequency; none are given"),
         (("mmdet1", "bags", 3, FREQUENCY), "of 3 classes by --frequency; those given are of 5"),
@@ -189,7 +189,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match="there is no such file"):
         main([str(tmp_path / "missing.pth"), *arguments])
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(InputError, match="is no checkpoint of tensors"):
+    with pytest.raises(InputError, match="is no file of tensors"):
         main([str(tmp_path / "text.pth"), *arguments])
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="holds no parameter that --layout imagenet names"):

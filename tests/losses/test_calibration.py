@@ -157,6 +157,9 @@ def test_bad_settings(tmp_path):
         LogN(9, str(tmp_path / "missing.pth"))
     broken = tmp_path / "broken.pth"
     broken.write_text("no statistics")
+    with pytest.raises(InputError, match="is no file of tensors"):
+        LogN(9, str(broken))
+    torch.save({"mean": torch.zeros(9)}, broken)
     with pytest.raises(InputError, match="holds no statistics"):
         LogN(9, str(broken))
     with pytest.raises(InputError, match=r"CALIBRATION.NAME is 'NORCALL'.*Did you mean 'NORCAL'"):
