@@ -154,6 +154,11 @@ def _add_training_settings(node: CN) -> None:
     # End the training after so many evaluations in a row without a new best; 0 is off.
     node.BEST.PATIENCE = 0
 
+    node.ACCUMULATE = CN()
+    # Equal parts in which the SOLVER.IMS_PER_BATCH images of an iteration go through the model, one after the other,
+    # their gradients added up: about 1/PARTS of the memory for activations. 1 is off.
+    node.ACCUMULATE.PARTS = 1
+
 
 def get_cfg() -> CN:
     """Return Detectron2's default config with ``MODEL.LONG_TAIL`` added."""

@@ -19,6 +19,7 @@ from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.classification import is_classification_set
 from eql_d2.data.images import build_image_test_loader, build_image_train_loader
+from eql_d2.engine.accumulation import accumulating, check_parts
 from eql_d2.engine.best_checkpoint import BestCheckpoint, EarlyStop
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.gradient_hook import GradientHook
@@ -61,6 +62,8 @@ class Trainer(DefaultTrainer):
             own["AMPTrainer"] = CPUAutocastTrainer
         with patch.multiple(defaults, **own):
             super().__init__(cfg)
+        # Of the batch as it was scaled to the number of processes.
+        check_parts(cfg.MODEL.LONG_TAIL.ACCUMULATE.PARTS, self.cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
 
     def resume_or_load(self, resume: bool = True):
         """Same as ``DefaultTrainer.resume_or_load``; a checkpoint to resume from must fit the model in every shape.
@@ -96,6 +99,10 @@ class Trainer(DefaultTrainer):
         with suppress(EarlyStop):
             super().train()
         return getattr(self, "_last_eval_results", None) or {}
+
+    def run_step(self):
+        with accumulating(self._trainer, self.cfg.MODEL.LONG_TAIL.ACCUMULATE.PARTS):
+            super().run_step()
 
     def after_step(self):
         """Call the hooks; before the last weights are written, see that they are numbers.
