@@ -1,7 +1,7 @@
 """Data loaders for training and testing, made of Detectron2's parts."""
 
 import logging
-from typing import Any, Callable, Dict, List, Optional, Sequence, cast
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, cast
 
 import numpy as np
 import torch.utils.data as torchdata
@@ -11,10 +11,10 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch import Tensor
 
-from eql_d2.data.catalog import check_labels, check_registered, check_same_categories, describe_dataset, image_classes
+from eql_d2.data.catalog import annotation_labels, check_labels, check_registered, check_same_categories, describe_dataset
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.mapper import LongTailDatasetMapper
-from eql_d2.data.records import Record, RecordList
+from eql_d2.data.records import Record, RecordList, images_of_labels
 from eql_d2.data.samplers import ClassAwareSampler
 from eql_d2.errors import InputError
 
@@ -131,7 +131,7 @@ def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record]) -> torchdata.Sa
     if name == "RepeatFactorTrainingSampler":
         return RepeatFactorTrainingSampler(rounded(repeat_factors(cfg, dataset), cfg), seed=seed)
     if name == "ClassAwareSampler":
-        return ClassAwareSampler(_classes_of_all(dataset, with_crowd=False), seed=seed)
+        return ClassAwareSampler(*_labels_of_all(dataset, with_crowd=False), seed=seed)
     raise InputError(
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; there are TrainingSampler, RepeatFactorTrainingSampler "
         f"and ClassAwareSampler."
@@ -144,10 +144,9 @@ def repeat_factors(cfg: CfgNode, dataset: Sequence[Record]) -> Tensor:
     Frequencies are shares of the ``N`` images given; an image without annotations is taken once.
     """
     # Only the labels are needed: no image is unpacked for them.
-    labels_only = [
-        {"annotations": [{"category_id": label} for label in set(classes.tolist())]}
-        for classes in _classes_of_all(dataset, with_crowd=True)
-    ]
+    labels_only: List[Record] = [{"annotations": []} for _ in range(len(dataset))]
+    for image, label in zip(*(values.tolist() for values in _labels_of_all(dataset, with_crowd=True))):
+        labels_only[image]["annotations"].append({"category_id": label})
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         labels_only, repeat_threshold(cfg, dataset), sqrt=cfg.DATALOADER.REPEAT_SQRT
     )
@@ -159,9 +158,9 @@ def repeat_threshold(cfg: CfgNode, dataset: Sequence[Record]) -> float:
     Raises:
         InputError: for a tail ratio that no threshold gives.
     """
-    classes = [np.unique(labels) for labels in _classes_of_all(dataset, with_crowd=True)]
+    images, labels = _labels_of_all(dataset, with_crowd=True)
     # Classes without an image are of no consequence here: the highest label may be below the number of classes.
-    counts = np.bincount(np.concatenate(classes)) if len(classes) else np.zeros(1, np.int64)
+    counts = images_of_labels(images, labels, int(labels.max(initial=0)) + 1)
     frequency = CategoryFrequency.from_counts(counts.tolist(), num_images=max(len(dataset), 1))
     ratio = cfg.MODEL.LONG_TAIL.REPEAT_TAIL_RATIO
     return frequency.tail_threshold(cfg.DATALOADER.REPEAT_THRESHOLD, ratio, "DATALOADER.REPEAT_THRESHOLD")
@@ -219,8 +218,7 @@ def _load(name: str) -> Sequence[Record]:
     metadata = MetadataCatalog.get(name)
     num_classes = len(metadata.get("thing_classes") or ())
     if num_classes:
-        for classes in image_classes(records):
-            check_labels(classes, num_classes, describe_dataset(name))
+        check_labels(annotation_labels(records)[1], num_classes, describe_dataset(name))
     id_to_label = metadata.get("thing_dataset_id_to_contiguous_id")
     if id_to_label is None:
         id_to_label = {label + 1: label for label in range(num_classes)}  # Detectron2's LVIS loader subtracts one
@@ -255,12 +253,15 @@ def _without_empty(records: Sequence[Record], name: str) -> Sequence[Record]:
         return records
     if not isinstance(records, RecordList) and "annotations" not in records[0]:
         return records
-    kept = [index for index, classes in enumerate(image_classes(records, with_crowd=False)) if len(classes)]
+    kept = np.unique(annotation_labels(records, with_crowd=False)[0])
     if len(kept) < len(records):
         logger.info(f"{name}: {len(records) - len(kept)} of {len(records)} images have no instance and are left out.")
-    return records.select(kept) if isinstance(records, RecordList) else [records[index] for index in kept]
+    return records.select(kept) if isinstance(records, RecordList) else [records[index] for index in kept.tolist()]
 
 
-def _classes_of_all(dataset: Sequence[Record], with_crowd: bool) -> List[np.ndarray]:
+def _labels_of_all(dataset: Sequence[Record], with_crowd: bool) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the image and the label of each annotation; see :func:`~eql_d2.data.catalog.annotation_labels`."""
     parts = dataset.parts if isinstance(dataset, ConcatenatedRecords) else [dataset]
-    return [classes for part in parts for classes in image_classes(part, with_crowd)]
+    before = np.cumsum([0, *map(len, parts)])
+    images, labels = zip(*(annotation_labels(part, with_crowd) for part in parts))
+    return np.concatenate([image + first for image, first in zip(images, before)]), np.concatenate(labels)

@@ -1,9 +1,9 @@
-"""The packed form of a large json, kept on disk so that it is parsed once and not by every process of every run.
+"""The packed form of large annotation files, kept on disk so that they are parsed once, not by each process of each run.
 
-A cache file is used only if it was made from the very bytes that the json has now (SHA-256) and is itself whole
-(CRC-32), so it is never stale; anything else is built anew. It lies beside the json, or, where that folder cannot be
-written, in the user's cache folder; where neither can be written, the json is parsed each time. Set ``EQL_D2_CACHE`` to
-a folder to have it there, or to ``off``. Deleting a cache file is always safe.
+A cache file is used only if it was made from the very bytes that the files have now (SHA-256) and is itself whole
+(CRC-32), so it is never stale; anything else is built anew. It lies beside the first of them, or, where that folder
+cannot be written, in the user's cache folder; where neither can be written, they are parsed each time. Set
+``EQL_D2_CACHE`` to a folder to have it there, or to ``off``. Deleting a cache file is always safe.
 """
 
 import gc
@@ -16,14 +16,15 @@ import stat
 import struct
 import zlib
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Iterator, List, Optional, Tuple
+from typing import Any, BinaryIO, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 import msgspec
 
 from eql_d2.data.annotations import AnnotationFile, PathLike, parse_annotations, readable_json
-from eql_d2.data.records import AnnotationTable, Header, pack
+from eql_d2.data.records import AnnotationTable, Header, Writer, pack
 from eql_d2.errors import InputError
 from eql_d2.files import whole_file
 
@@ -44,54 +45,120 @@ _MAGIC = b"EQLD2-03"
 _CHUNK = 4 * 2**20
 
 
+class PackedHeader(Protocol):
+    """What is known of packed annotations without unpacking an image; a ``msgspec.Struct``."""
+
+    checksum: str
+
+    def table(self, buffer: Any, reopen: Optional[tuple] = None) -> Any:
+        """Return the table over the packed images."""
+
+    def losses(self, name: str) -> List[str]:
+        """Say what of the files, called ``name``, is not used, a sentence each."""
+
+
+class Source(Protocol):
+    """Annotation files of one format, as the cache sees them; hashable.
+
+    Attributes:
+        files: absolute paths. The cache lies beside the first one, which is locked while it is built.
+        name: of the files as the user wrote it, for messages.
+        header_type: what :meth:`pack` returns.
+    """
+
+    @property
+    def files(self) -> Tuple[str, ...]: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def header_type(self) -> type: ...
+
+    def read(self) -> Tuple[Any, str]:
+        """Return the parsed content, and the SHA-256 of the bytes that it was parsed from (:func:`checksum_of`)."""
+
+    def pack(self, content: Any, checksum: str, out: Writer) -> Any:
+        """Check the content, write it to ``out`` and return its header."""
+
+
+@dataclass(frozen=True)
+class _JsonFile:
+    """A json in LVIS or COCO format."""
+
+    path: str
+    name: str
+    header_type = Header
+
+    @property
+    def files(self) -> Tuple[str, ...]:
+        return (self.path,)
+
+    def read(self) -> Tuple[AnnotationFile, str]:
+        with open(self.path, "rb") as file:
+            encoded = file.read()
+        return parse_annotations(encoded, self.name), hashlib.sha256(encoded).hexdigest()
+
+    def pack(self, content: AnnotationFile, checksum: str, out: Writer) -> Header:
+        return pack(content, checksum, self.name, out)
+
+
 def cached_table(json_file: PathLike) -> AnnotationTable:
     """Return the images of a json in LVIS or COCO format, from memory, from the cache, or by parsing it.
 
     Raises:
         InputError: if the json is missing, truncated, of neither format, or its ids do not fit together.
     """
-    path = os.path.abspath(json_file)
     with readable_json(json_file):
-        status = os.stat(path)
-    # Within a process the file counts as unchanged while its inode, size and times are; between processes, its bytes.
-    return _cached_table(path, str(json_file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return packed_table(_JsonFile(os.path.abspath(json_file), str(json_file)))
+
+
+def packed_table(source: Source) -> Any:
+    """Return the table of annotation files of any format, from memory, from the cache, or by parsing them.
+
+    Raises:
+        InputError: as the source does.
+        OSError: if a file cannot be read.
+    """
+    # Within a process a file counts as unchanged while its inode, size and times are; between processes, its bytes.
+    stats = map(os.stat, source.files)
+    stamps = tuple((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for found in stats)
+    return _cached_table(source, stamps)
 
 
 @lru_cache(maxsize=4)
-def _cached_table(path: str, json_file: str, _inode: int, size: int, _modified: int, _changed: int) -> AnnotationTable:
-    locations = _cache_files(path) if size >= MIN_CACHED_BYTES else []
-    with readable_json(json_file):
-        table = _find_or_build(path, json_file, locations) if locations else _parse(path, json_file, [])
-    _warn_of_losses(table.header, json_file)
+def _cached_table(source: Source, stamps: Tuple[Tuple[int, int, int, int], ...]) -> Any:
+    locations = cache_files(source.files[0]) if sum(stamp[1] for stamp in stamps) >= MIN_CACHED_BYTES else []
+    table = _find_or_build(source, locations) if locations else _parse(source, [])
+    for sentence in table.header.losses(source.name):
+        logger.warning(sentence)
     return table
 
 
-def _find_or_build(path: str, json_file: str, locations: List[Path]) -> AnnotationTable:
-    table = _find_cached(path, locations, json_file)
+def _find_or_build(source: Source, locations: List[Path]) -> Any:
+    table = _find_cached(source, locations)
     if table is None:
-        with _one_process_at_a_time(path) as waited:
-            table = _find_cached(path, locations, json_file) if waited else None
-            table = _parse(path, json_file, locations) if table is None else table
+        with _one_process_at_a_time(source.files[0]) as waited:
+            table = _find_cached(source, locations) if waited else None
+            table = _parse(source, locations) if table is None else table
     return table
 
 
-def _find_cached(path: str, locations: List[Path], json_file: str) -> Optional[AnnotationTable]:
+def _find_cached(source: Source, locations: List[Path]) -> Any:
     existing = list(filter(os.path.exists, locations))
-    checksum = file_checksum(path) if existing else ""  # reading the json just for that takes time
+    checksum = checksum_of(source.files) if existing else ""  # reading the files just for that takes time
     for location in existing:
-        table = _read_cache(location, checksum)
+        table = _read_cache(location, source, checksum)
         if table is not None:
-            logger.info(f"Using {location} instead of parsing {json_file}.")
+            logger.info(f"Using {location} instead of parsing {source.name}.")
             return table
     return None
 
 
-def _parse(path: str, json_file: str, locations: List[Path]) -> AnnotationTable:
-    with open(path, "rb") as file:
-        encoded = file.read()
-    checksum = hashlib.sha256(encoded).hexdigest()
+def _parse(source: Source, locations: List[Path]) -> Any:
     with _no_garbage_collection():
-        return _build(parse_annotations(encoded, json_file), checksum, json_file, locations)
+        content, checksum = source.read()
+        return _build(source, content, checksum, locations)
 
 
 @contextmanager
@@ -135,8 +202,14 @@ def file_checksum(path: PathLike) -> str:
     return digest.hexdigest()
 
 
-def _cache_files(json_file: str) -> List[Path]:
-    """Return where the cache of a json may lie, the best place first."""
+def checksum_of(files: Sequence[str]) -> str:
+    """Return the SHA-256 of one file, or of those of several, hexadecimal."""
+    checksums = [file_checksum(file) for file in files]
+    return checksums[0] if len(files) == 1 else hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
+def cache_files(json_file: str) -> List[Path]:
+    """Return where the cache of a file may lie, the best place first; nowhere if it is turned off."""
     path = Path(json_file)
     # One file for each json: a new version of the json takes the place of the old one's cache.
     in_folder = f"{path.name}.{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.eql_d2_cache"
@@ -149,25 +222,25 @@ def _cache_files(json_file: str) -> List[Path]:
     return [path.with_name(f"{path.name}.eql_d2_cache"), user_cache / "eql_d2" / in_folder]
 
 
-def _build(content: AnnotationFile, checksum: str, json_file: str, locations: List[Path]) -> AnnotationTable:
-    """Pack a parsed json into the first of the cache files that can be written, or into memory."""
+def _build(source: Source, content: Any, checksum: str, locations: List[Path]) -> Any:
+    """Pack parsed files into the first of the cache files that can be written, or into memory."""
     for location in locations:
         try:
-            return _write_cache(content, checksum, json_file, location)
+            return _write_cache(source, content, checksum, location)
         except InputError as error:
             logger.info(error)
     buffer = io.BytesIO()
-    header = pack(content, checksum, json_file, buffer)
-    return AnnotationTable(buffer.getvalue(), header)
+    header = source.pack(content, checksum, buffer)
+    return header.table(buffer.getvalue())
 
 
-def _write_cache(content: AnnotationFile, checksum: str, json_file: str, location: Path) -> AnnotationTable:
+def _write_cache(source: Source, content: Any, checksum: str, location: Path) -> Any:
     """Write a cache file; it appears whole or not at all, and of several writers the last one wins."""
     with whole_file(location) as file:
-        # Whoever may read the json may read its cache, and nobody else.
-        os.chmod(file.name, stat.S_IMODE(os.stat(json_file).st_mode) & 0o666 | stat.S_IRUSR | stat.S_IWUSR)
+        # Whoever may read the annotations may read their cache, and nobody else.
+        os.chmod(file.name, stat.S_IMODE(os.stat(source.files[0]).st_mode) & 0o666 | stat.S_IRUSR | stat.S_IWUSR)
         checked = _ChecksummingWriter(file)
-        header = pack(content, checksum, json_file, checked)
+        header = source.pack(content, checksum, checked)
         header_start = file.tell()
         checked.write(msgspec.msgpack.encode(header))
         file.write(_FOOTER.pack(header_start, checked.crc, _MAGIC))
@@ -187,13 +260,13 @@ class _ChecksummingWriter:
         return self._file.write(data)
 
 
-def _read_cache(location: Path, checksum: str) -> Optional[AnnotationTable]:
-    """Return the table in a cache file; ``None`` if there is none, it is damaged, or was made from another json."""
+def _read_cache(location: Path, source: Source, checksum: str) -> Any:
+    """Return the table in a cache file; ``None`` if there is none, it is damaged, or was made from other files."""
     try:
         with open(location, "rb") as file:
-            header, header_start = _read_header(file)
+            header, header_start = _read_header(file, source.header_type)
             if header.checksum != checksum:
-                logger.info(f"{location} was made from an earlier version of the json and is built anew.")
+                logger.info(f"{location} was made from an earlier version of {source.name} and is built anew.")
                 return None
             return _mapped_table(file, header, header_start, location)
     except FileNotFoundError:
@@ -203,7 +276,7 @@ def _read_cache(location: Path, checksum: str) -> Optional[AnnotationTable]:
         return None
 
 
-def _read_header(file: BinaryIO) -> Tuple[Header, int]:
+def _read_header(file: BinaryIO, header_type: type) -> Tuple[Any, int]:
     """Check a cache file as a whole and return its header and where the header starts.
 
     Raises:
@@ -219,7 +292,7 @@ def _read_header(file: BinaryIO) -> Tuple[Header, int]:
     if _crc_of(file, end) != expected_crc:
         raise ValueError("its checksum does not fit its content")
     file.seek(header_start)
-    return msgspec.msgpack.decode(file.read(end - header_start), type=Header), header_start
+    return msgspec.msgpack.decode(file.read(end - header_start), type=header_type), header_start
 
 
 def _crc_of(file: BinaryIO, end: int) -> int:
@@ -235,30 +308,17 @@ def _crc_of(file: BinaryIO, end: int) -> int:
     return crc
 
 
-def _mapped_table(file: BinaryIO, header: Header, header_start: int, location: Path) -> AnnotationTable:
+def _mapped_table(file: BinaryIO, header: PackedHeader, header_start: int, location: Path) -> Any:
     # The map outlives the file's name: another process may replace the cache while this one reads on.
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     reopen = (_reopen, (str(location), header, header_start))
-    return AnnotationTable(memoryview(mapped)[:header_start], header, reopen)
+    return header.table(memoryview(mapped)[:header_start], reopen)
 
 
-def _reopen(location: str, header: Header, header_start: int) -> AnnotationTable:
+def _reopen(location: str, header: PackedHeader, header_start: int) -> Any:
     """Map a cache file again in a worker process that was not forked."""
     with open(location, "rb") as file:
-        found, found_start = _read_header(file)
+        found, found_start = _read_header(file, type(header))
         if (found.checksum, found_start) != (header.checksum, header_start):
             raise RuntimeError(f"{location} was replaced while it was in use; start again.")
         return _mapped_table(file, header, header_start, Path(location))
-
-
-def _warn_of_losses(header: Header, json_file: str) -> None:
-    """Say which annotations of a json are not used."""
-    if header.num_left_out:
-        logger.warning(
-            f"{json_file}: {header.num_left_out} instances have no polygon of at least 3 points and are left out; "
-            f"eql-d2 check-dataset lists them."
-        )
-    if header.num_orphans:
-        logger.warning(
-            f"{json_file}: {header.num_orphans} annotations are of images that are not in 'images' and are left out."
-        )

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from typing import List, Sequence
+from typing import Sequence, Tuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from eql_d2.data.annotations import PathLike
 from eql_d2.data.builtin import register_builtin
 from eql_d2.data.frequency import CategoryFrequency
-from eql_d2.data.records import Record, RecordList
+from eql_d2.data.records import Record, RecordList, images_of_labels
 from eql_d2.data.registration import open_table
 from eql_d2.errors import InputError
 
@@ -138,11 +138,10 @@ def frequency_of_records(name: str) -> CategoryFrequency:
     num_classes = len(MetadataCatalog.get(name).get("thing_classes") or ())
     if not num_classes:
         raise InputError(f"The metadata of {name} has no thing_classes; set it to the names of the categories.")
-    image_count, instance_count = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    for classes in image_classes(records, with_crowd=False):
-        check_labels(classes, num_classes, name)
-        np.add.at(instance_count, classes, 1)
-        image_count[np.unique(classes)] += 1
+    images, labels = annotation_labels(records, with_crowd=False)
+    check_labels(labels, num_classes, name)
+    instance_count = np.bincount(labels, minlength=num_classes)
+    image_count = images_of_labels(images, labels, num_classes)
     return CategoryFrequency.from_counts(
         image_count.tolist(),
         instance_count.tolist(),
@@ -151,21 +150,22 @@ def frequency_of_records(name: str) -> CategoryFrequency:
     )
 
 
-def image_classes(records: Sequence[Record], with_crowd: bool = True) -> List[np.ndarray]:
-    """Return the contiguous labels of each image's annotations, int ``[instances]`` each; empty if it has none."""
+def annotation_labels(records: Sequence[Record], with_crowd: bool = True) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the place in ``records`` of the image of each annotation, ascending, and its contiguous label.
+
+    Returns:
+        Two integer arrays ``[A]``; images without an annotation have no entry.
+    """
     if isinstance(records, RecordList):
-        return list(records.classes(with_crowd))
-    return [
-        np.array(
-            [
-                annotation["category_id"]
-                for annotation in record.get("annotations", ())
-                if with_crowd or not annotation.get("iscrowd", 0)
-            ],
-            dtype=np.int64,
-        )
-        for record in records
+        return records.labels(with_crowd)
+    pairs = [
+        (image, annotation["category_id"])
+        for image, record in enumerate(records)
+        for annotation in record.get("annotations", ())
+        if with_crowd or not annotation.get("iscrowd", 0)
     ]
+    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
 
 
 def check_labels(classes: np.ndarray, num_classes: int, dataset: str) -> None:

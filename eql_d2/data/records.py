@@ -6,7 +6,8 @@ and the processes of one machine share the mapped pages.
 """
 
 from collections.abc import Sequence as SequenceABC
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple, Union, overload
+from copy import copy
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union, overload
 
 import msgspec
 import numpy as np
@@ -66,6 +67,24 @@ class Header(msgspec.Struct):
     num_left_out: int = 0
     num_orphans: int = 0
 
+    def table(self, buffer: Any, reopen: Optional[tuple] = None) -> "AnnotationTable":
+        """Return the table over the packed records; arguments as for :class:`AnnotationTable`."""
+        return AnnotationTable(buffer, self, reopen)
+
+    def losses(self, name: str) -> List[str]:
+        """Say which annotations of the json, called ``name``, are not used."""
+        sentences = []
+        if self.num_left_out:
+            sentences.append(
+                f"{name}: {self.num_left_out} instances have no polygon of at least 3 points and are left out; "
+                f"eql-d2 check-dataset lists them."
+            )
+        if self.num_orphans:
+            sentences.append(
+                f"{name}: {self.num_orphans} annotations are of images that are not in 'images' and are left out."
+            )
+        return sentences
+
 
 class AnnotationTable:
     """The packed images of one json, sorted by image id.
@@ -102,11 +121,13 @@ class AnnotationTable:
                     annotation["segmentation"] = polygons
         return record
 
-    def classes(self, row: int, with_crowd: bool = True) -> np.ndarray:
-        """Return the contiguous labels of an image's annotations, int32 ``[instances]``."""
-        start = self._annotation_ends[row - 1] if row else 0
-        here = slice(start, self._annotation_ends[row])
-        return self._classes[here] if with_crowd else self._classes[here][~self._crowd[here]]
+    def labels(self, rows: np.ndarray, with_crowd: bool = True) -> Tuple[np.ndarray, np.ndarray]:
+        """Return the contiguous labels of all annotations of some images; see :meth:`RecordList.labels`."""
+        image, annotation = entries_of_rows(rows, self._annotation_ends)
+        if not with_crowd:
+            kept = ~self._crowd[annotation]
+            image, annotation = image[kept], annotation[kept]
+        return image, self._classes[annotation]
 
     @property
     def class_names(self) -> List[str]:
@@ -168,12 +189,46 @@ class RecordList(SequenceABC):
 
     def select(self, indices: Union[Sequence[int], np.ndarray]) -> "RecordList":
         """Return the records at ``indices``."""
-        rows = self._rows[np.asarray(indices, dtype=np.int64)]
-        return RecordList(self.table, self._file_path, rows, self._with_image_labels)
+        selected = copy(self)
+        selected._rows = self._rows[np.asarray(indices, dtype=np.int64)]
+        return selected
 
-    def classes(self, with_crowd: bool = True) -> Iterator[np.ndarray]:
-        """Yield the contiguous labels of each image's annotations without unpacking the images."""
-        return (self.table.classes(row, with_crowd) for row in self._rows)
+    def labels(self, with_crowd: bool = True) -> Tuple[np.ndarray, np.ndarray]:
+        """Return the contiguous labels of all annotations without unpacking the images.
+
+        Returns:
+            The place in this list of the image of each annotation, ascending, int64 ``[A]``, and its label, ``[A]``.
+        """
+        return self.table.labels(self._rows, with_crowd)
+
+
+def entries_of_rows(rows: np.ndarray, ends: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Return which entries of a ragged array belong to some of its rows.
+
+    Args:
+        rows: int64 ``[N]``.
+        ends: int64, where the entries of each row of the array end.
+
+    Returns:
+        The place in ``rows`` of each entry, ascending, and its index among all entries, int64 ``[A]`` both.
+    """
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[rows]
+    counts = ends[rows] - starts
+    before = np.cumsum(counts) - counts
+    place = np.repeat(np.arange(len(rows)), counts)
+    return place, np.arange(len(place)) + (starts - before)[place]
+
+
+def images_of_labels(images: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return how many images have each label, int64 ``[K]``.
+
+    Args:
+        images: the image of each annotation, int ``[A]``.
+        labels: its label, int ``[A]``; repetitions within an image do not matter.
+        num_classes: K.
+    """
+    pairs = np.unique(images.astype(np.int64) * num_classes + labels)
+    return np.bincount(pairs % num_classes, minlength=num_classes)
 
 
 class Writer(Protocol):

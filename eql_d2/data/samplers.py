@@ -1,8 +1,9 @@
 """Samplers that Detectron2 does not have."""
 
 import itertools
-from typing import Dict, Iterable, Iterator, List, Optional
+from typing import Iterator, List, Optional
 
+import numpy as np
 import torch
 from detectron2.utils import comm
 from torch import Tensor
@@ -19,15 +20,16 @@ class ClassAwareSampler(Sampler):
     without a class neither. The stream is infinite; rank ``r`` of ``n`` takes its elements ``r, r + n, r + 2n, ...``.
 
     Args:
-        image_classes: the labels of the instances of each image; repetitions do not matter.
+        images: the image of each instance, int ``[A]``.
+        labels: its label, int ``[A]``; repetitions within an image do not matter.
         seed: of the shuffles. Must be the same on all ranks; if ``None``, they agree on a random one.
 
     Raises:
         InputError: if no image shows any class.
     """
 
-    def __init__(self, image_classes: Iterable[Iterable[int]], seed: Optional[int] = None):
-        self._images_of_class = _images_of_class(image_classes)
+    def __init__(self, images: np.ndarray, labels: np.ndarray, seed: Optional[int] = None):
+        self._images_of_class = _images_of_class(images, labels)
         if not self._images_of_class:
             raise InputError("ClassAwareSampler needs annotated images, and no image of the training set has a class.")
         self._seed = int(comm.shared_random_seed() if seed is None else seed)
@@ -45,15 +47,17 @@ class ClassAwareSampler(Sampler):
             yield next(streams[index])
 
 
-def _images_of_class(image_classes: Iterable[Iterable[int]]) -> List[Tensor]:
-    """Return the images of each class that has any, in the order of the labels."""
-    images: Dict[int, List[int]] = {}
-    for image, classes in enumerate(image_classes):
-        for label in {int(label) for label in classes}:
-            images.setdefault(label, []).append(image)
-    return [torch.tensor(images[label]) for label in sorted(images)]
+def _images_of_class(images: np.ndarray, labels: np.ndarray) -> List[Tensor]:
+    """Return the images of each class that has any, ascending, in the order of the labels."""
+    if not len(images):
+        return []
+    num_images = int(images.max()) + 1
+    pairs = np.unique(labels.astype(np.int64) * num_images + images)
+    starts = np.flatnonzero(np.diff(pairs // num_images, prepend=-1))
+    return [torch.from_numpy(part) for part in np.split(pairs % num_images, starts[1:])]
 
 
 def _shuffled_forever(values: Tensor, generator: torch.Generator) -> Iterator[int]:
     while True:
-        yield from values[torch.randperm(len(values), generator=generator)].tolist()
+        # Not a list: its integers would take four times the memory, of every class.
+        yield from map(int, values[torch.randperm(len(values), generator=generator)].numpy())
