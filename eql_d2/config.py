@@ -58,6 +58,11 @@ def add_eql_config(cfg: CN) -> None:
     # Detections of an image that AP counts on LVIS-format sets, LVIS's 300, however many the model returns.
     node.AP_CAP = 300
 
+    node.OPEN_IMAGES = CN()
+    # Data sets in the format of Open Images to register, mappings each: name, boxes, classes, images (a folder) and, if
+    # there are any, image_labels and hierarchy, see datasets/README.md. Relative paths start at $DETECTRON2_DATASETS.
+    node.OPEN_IMAGES.DATASETS = []
+
     node.CLASSIFICATION = CN()
     # Image classification sets to register, mappings each: name, kind ("cifar", "list", "inaturalist" or "folder") and
     # path, relative to $DETECTRON2_DATASETS; and what the kind takes, see docs/classification.md.

@@ -1,6 +1,6 @@
 """Check a data set: files, counts, ids, polygons, image-level labels; of image classification, classes and files.
 
-    eql-d2 check-dataset lvis_v0.5_train lvis_v0.5_val
+    eql-d2 check-dataset lvis_v0.5_train openimages_challenge2019_val
     eql-d2 check-dataset --json my_train.json --images my_images/
     eql-d2 check-dataset --config-file configs/classification/cifar100lt/seql.yaml cifar100_lt_200_train
 
@@ -8,11 +8,13 @@ Exit status: 0 if nothing is wrong, 1 if there are errors, 2 if the data set can
 """
 
 import argparse
-from typing import Optional, Sequence
+from typing import Iterable, Optional, Sequence
 
-from eql_d2.data.check import check_dataset
+from eql_d2.data.check import Report, check_dataset
 from eql_d2.data.check_images import check_image_set
+from eql_d2.data.check_open_images import check_open_images
 from eql_d2.data.classification import is_classification_set
+from eql_d2.data.open_images import is_open_images
 from eql_d2.errors import InputError
 
 
@@ -35,15 +37,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if arguments.config_file:
         _register(arguments.config_file)
     if arguments.json:
-        sets = [("", arguments.json, arguments.images)]
+        reports: Iterable[Report] = [
+            check_dataset(arguments.json, arguments.images, "", arguments.examples, _progress_bar)
+        ]
     else:
-        sets = [(name, *_files_of(name, not arguments.no_images)) for name in arguments.names]
+        reports = (_check_registered(name, not arguments.no_images, arguments.examples) for name in arguments.names)
     has_errors = False
-    for name, json_file, image_root in sets:
-        if json_file is None:
-            report = check_image_set(name, not arguments.no_images, arguments.examples, _progress_bar)
-        else:
-            report = check_dataset(json_file, image_root, name, arguments.examples, _progress_bar)
+    for report in reports:
         print("\n".join(report.lines()))
         has_errors |= report.has_errors
     return int(has_errors)
@@ -56,8 +56,7 @@ def _register(config_file: str) -> None:
     register_from_config(load_config(config_file))
 
 
-def _files_of(name: str, with_images: bool) -> tuple:
-    """Return the json and the image folder of a data set, ``None`` for those of image classification."""
+def _check_registered(name: str, with_images: bool, max_examples: int) -> Report:
     from detectron2.data import MetadataCatalog
 
     from eql_d2.data.catalog import check_registered
@@ -65,13 +64,16 @@ def _files_of(name: str, with_images: bool) -> tuple:
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     if is_classification_set(name):
-        return None, None
+        return check_image_set(name, with_images, max_examples, _progress_bar)
+    image_root = metadata.get("image_root") if with_images else None
+    if is_open_images(name):
+        return check_open_images(name, metadata.open_images_files, image_root, max_examples, _progress_bar)
     if metadata.get("json_file") is None:
         raise InputError(
-            f"{name} was not registered from a json; only data sets in LVIS or COCO format and of image "
-            f"classification can be checked."
+            f"{name} was not registered from a json; only data sets in LVIS or COCO format, of Open Images and of "
+            f"image classification can be checked."
         )
-    return metadata.json_file, metadata.get("image_root") if with_images else None
+    return check_dataset(metadata.json_file, image_root, name, max_examples, _progress_bar)
 
 
 def _progress_bar(images):

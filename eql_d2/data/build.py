@@ -11,7 +11,13 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch import Tensor
 
-from eql_d2.data.catalog import annotation_labels, check_labels, check_registered, check_same_categories, describe_dataset
+from eql_d2.data.catalog import (
+    annotation_labels,
+    check_labels,
+    check_registered,
+    check_same_categories,
+    describe_dataset,
+)
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.data.records import Record, RecordList, images_of_labels

@@ -1,15 +1,15 @@
-"""The data sets that can be named in a config: LVIS v0.5 and v1, and those of ``MODEL.LONG_TAIL.DATASETS``.
+"""The data sets that can be named in a config: LVIS v0.5 and v1, Open Images, and those that the config registers.
 
-Importing this module registers nothing. A name of LVIS that a config or a tool uses is registered then, below
-``$DETECTRON2_DATASETS`` (default ``./datasets``), with this package's loader in place of Detectron2's, which drops the
-image-level labels. What another program has registered under such a name is left alone. No file is read before a data
-set is used.
+Importing this module registers nothing. A name of LVIS or Open Images that a config or a tool uses is registered then,
+below ``$DETECTRON2_DATASETS`` (default ``./datasets``), LVIS's with this package's loader in place of Detectron2's,
+which drops the image-level labels. What another program has registered under such a name is left alone. No file is
+read before a data set is used.
 """
 
 import os
 import re
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -19,6 +19,8 @@ from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1_CA
 from eql_d2.data.classification import DATASET_KINDS, register_image_set
 from eql_d2.data.coco import register_coco
 from eql_d2.data.lvis import load_lvis, register_lvis
+from eql_d2.data.open_images import register_open_images, register_unread
+from eql_d2.data.open_images_table import OpenImagesFiles
 from eql_d2.data.registration import is_registered_here, open_table, register_dataset, set_metadata
 from eql_d2.errors import InputError
 
@@ -34,6 +36,9 @@ LVIS_JSON_FILES = {
     "lvis_v1_test_challenge": "lvis/lvis_v1_image_info_test_challenge.json",
 }
 _IMAGE_ROOT = "coco/"
+_OPEN_IMAGES_ROOT = "openimages/"
+#: Open Images' challenge of 2019: the split in the names of its files, which is also the folder of its images.
+OPEN_IMAGES_SPLITS = {"openimages_challenge2019_train": "train", "openimages_challenge2019_val": "validation"}
 #: The module whose functions stand in Detectron2's catalog for its own LVIS sets.
 _DETECTRON2_LVIS = "detectron2.data.datasets.lvis"
 
@@ -43,12 +48,28 @@ def data_root() -> str:
     return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
+def open_images_files(name: str) -> OpenImagesFiles:
+    """Return where the files of one of :data:`OPEN_IMAGES_SPLITS` are, below :func:`data_root`."""
+    folder = os.path.join(data_root(), _OPEN_IMAGES_ROOT, "annotations", "challenge-2019-")
+    split = OPEN_IMAGES_SPLITS[name]
+    return OpenImagesFiles(
+        boxes=f"{folder}{split}-detection-bbox.csv",
+        classes=f"{folder}classes-description-500.csv",
+        image_labels=f"{folder}{split}-detection-human-imagelabels.csv",
+        hierarchy=f"{folder}label500-hierarchy.json",
+    )
+
+
 def register_builtin(names: Iterable[str]) -> None:
-    """Register those of the names that are LVIS's, below :func:`data_root`; others are passed over.
+    """Register those of the names that are LVIS's or Open Images', below :func:`data_root`; others are passed over.
 
     Takes the place of Detectron2's own registration, whose loader drops the image-level labels. A registration by
     another program stays as it is, and so does Detectron2's with another json than its own.
     """
+    for name in set(names) & set(OPEN_IMAGES_SPLITS):
+        if name not in DatasetCatalog or is_registered_here(name):
+            images = os.path.join(data_root(), _OPEN_IMAGES_ROOT, OPEN_IMAGES_SPLITS[name])
+            register_unread(name, open_images_files(name), images)
     root = data_root()
     for name in set(names) & set(LVIS_JSON_FILES):
         if name in DatasetCatalog and not (is_registered_here(name) or _is_detectron2s_own(name)):
@@ -71,8 +92,9 @@ def register_builtin(names: Iterable[str]) -> None:
 def register_from_config(cfg: CfgNode) -> None:
     """Register the data sets of ``MODEL.LONG_TAIL.DATASETS``, ``[name, json, image folder]`` each.
 
-    So are those of ``MODEL.LONG_TAIL.CLASSIFICATION.DATASETS``, see :mod:`eql_d2.data.classification`, and those of
-    ``DATASETS.TRAIN`` and ``DATASETS.TEST`` that are LVIS's, see :func:`register_builtin`. Relative paths start at
+    So are those of ``MODEL.LONG_TAIL.CLASSIFICATION.DATASETS``, see :mod:`eql_d2.data.classification`, of
+    ``MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS``, see :func:`open_images_entry`, and those of ``DATASETS.TRAIN`` and
+    ``DATASETS.TEST`` that are LVIS's or Open Images', see :func:`register_builtin`. Relative paths start at
     :func:`data_root`, ``$VARIABLES`` and ``~`` are expanded. A json is in LVIS format if one of its images has
     ``neg_category_ids`` or ``not_exhaustive_category_ids`` or one of its categories has a ``frequency``; otherwise it
     is in COCO format.
@@ -95,6 +117,33 @@ def register_from_config(cfg: CfgNode) -> None:
         register(name, json_file, image_root)
     for entry in cfg.MODEL.LONG_TAIL.CLASSIFICATION.DATASETS:
         _register_image_set_entry(entry)
+    for entry in cfg.MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS:
+        register_open_images(*open_images_entry(entry))
+
+
+def open_images_entry(entry: Any) -> Tuple[str, OpenImagesFiles, str]:
+    """Return name, files and image folder of an entry of ``MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS``, paths resolved.
+
+    Raises:
+        InputError: if it is no mapping of ``name``, ``boxes``, ``classes``, ``images`` and, if it likes,
+            ``image_labels`` and ``hierarchy`` to strings.
+    """
+    where = "MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS"
+    needed, optional = {"name", "boxes", "classes", "images"}, {"image_labels", "hierarchy"}
+    if (
+        not isinstance(entry, Mapping)
+        or not needed <= set(entry) <= needed | optional
+        or not all(isinstance(value, str) for value in entry.values())
+    ):
+        raise InputError(
+            f"{where} has the entry {entry!r}; it must be a mapping with {', '.join(sorted(needed))} and, if there are "
+            f"any, {' and '.join(sorted(optional))}."
+        )
+    paths = {
+        key: path and resolve_path(path, f"{where}, {entry['name']}") for key, path in entry.items() if key != "name"
+    }
+    images = paths.pop("images")
+    return entry["name"], OpenImagesFiles(**paths), images
 
 
 def _register_image_set_entry(entry: Any) -> None:

@@ -1,4 +1,4 @@
-"""The packed form of large annotation files, kept on disk so that they are parsed once, not by each process of each run.
+"""The packed form of large annotation files, kept on disk so that they are parsed once and not by every process.
 
 A cache file is used only if it was made from the very bytes that the files have now (SHA-256) and is itself whole
 (CRC-32), so it is never stale; anything else is built anew. It lies beside the first of them, or, where that folder
@@ -35,7 +35,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger("detectron2.eql_d2.data")
 
-#: Below this size of the json, parsing takes well under a second and nothing is written.
+#: Below this size of the annotation files, parsing takes well under a second and nothing is written.
 MIN_CACHED_BYTES = 16 * 2**20
 ENVIRONMENT_VARIABLE = "EQL_D2_CACHE"
 
@@ -126,9 +126,14 @@ def packed_table(source: Source) -> Any:
     return _cached_table(source, stamps)
 
 
+def is_worth_caching(files: Sequence[str]) -> bool:
+    """Return whether files together are so large that what is made of them is kept on disk."""
+    return sum(map(os.path.getsize, files)) >= MIN_CACHED_BYTES
+
+
 @lru_cache(maxsize=4)
-def _cached_table(source: Source, stamps: Tuple[Tuple[int, int, int, int], ...]) -> Any:
-    locations = cache_files(source.files[0]) if sum(stamp[1] for stamp in stamps) >= MIN_CACHED_BYTES else []
+def _cached_table(source: Source, _stamps: Tuple[Tuple[int, int, int, int], ...]) -> Any:
+    locations = cache_files(source.files[0]) if is_worth_caching(source.files) else []
     table = _find_or_build(source, locations) if locations else _parse(source, [])
     for sentence in table.header.losses(source.name):
         logger.warning(sentence)

@@ -21,6 +21,7 @@ from eql_d2.data.annotations import (
     readable_json,
 )
 from eql_d2.data.ground_truth import doubled_annotations, ids_without_area
+from eql_d2.data.image_sizes import upright_size
 from eql_d2.data.lvis import FileNaming, choose_file_naming
 from eql_d2.data.records import image_record
 from eql_d2.errors import InputError
@@ -299,26 +300,22 @@ def _check_images(
     report.summary.append(f"image files by the rule: {file_path.rule}, below {image_root}")
     for image in progress(images):
         path = file_path(image_record(image))
-        try:
-            with PILImage.open(path) as opened:
-                size = _upright_size(opened)
-                opened.load()
-        except FileNotFoundError:
-            report.add("image files that are not there", path)
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
-            report.add("image files that cannot be read", f"{path}: {error}")
-        else:
-            if size != (image.width, image.height):
-                report.add(
-                    "images of another size than the json says (width, height)",
-                    f"{path}: {size}, json {(image.width, image.height)}",
-                )
+        size = try_image(path, report)
+        if size is not None and size != (image.width, image.height):
+            report.add(
+                "images of another size than the json says (width, height)",
+                f"{path}: {size}, json {(image.width, image.height)}",
+            )
 
 
-def _upright_size(image: PILImage.Image) -> Tuple[int, int]:
-    """Return width and height after the rotation that the file's EXIF data asks for, as Detectron2 reads it."""
-    width, height = image.size
-    return (height, width) if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
-
-
-_EXIF_ORIENTATION = 274
+def try_image(path: str, report: Report) -> Optional[Tuple[int, int]]:
+    """Read an image file as a whole; return its width and height, upright, or ``None`` if the report says why not."""
+    try:
+        with PILImage.open(path) as opened:
+            opened.load()
+            return upright_size(opened)
+    except FileNotFoundError:
+        report.add("image files that are not there", path)
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        report.add("image files that cannot be read", f"{path}: {error}")
+    return None

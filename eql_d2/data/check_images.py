@@ -4,11 +4,9 @@ from collections import Counter
 from typing import Callable, Iterable, List, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
 from eql_d2.data.annotations import duplicates
-from eql_d2.data.check import Report
+from eql_d2.data.check import Report, try_image
 from eql_d2.data.classification import Record, record_label
 from eql_d2.data.frequency import CategoryFrequency
 
@@ -66,11 +64,4 @@ def _check_files(
     records: Sequence[Record], report: Report, progress: Callable[[Iterable[Record]], Iterable[Record]]
 ) -> None:
     for record in progress([record for record in records if "file_name" in record]):
-        path = record["file_name"]
-        try:
-            with PILImage.open(path) as opened:
-                opened.convert("RGB")
-        except FileNotFoundError:
-            report.add("image files that are not there", path)
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
-            report.add("image files that cannot be read", f"{path}: {error}")
+        try_image(record["file_name"], report)

@@ -18,7 +18,7 @@ from eql_d2.data.augmentation import BatchAugmentation, policy_names
 from eql_d2.data.build import build_train_sampler, check_num_classes, long_tail_dataset_dicts
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.classification import Record, record_label
-from eql_d2.data.mapper import RecordError
+from eql_d2.data.records import RecordError
 from eql_d2.errors import InputError
 
 

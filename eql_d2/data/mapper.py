@@ -9,18 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 
 from eql_d2.data.catalog import describe_dataset
-from eql_d2.errors import InputError
-
-
-class RecordError(InputError):
-    """An image cannot be read, or its annotations cannot be used.
-
-    A data loader raises a worker's exception again with the worker's whole stack for a message; of that, only the
-    sentence is kept.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+from eql_d2.data.records import RecordError
 
 
 class LongTailDatasetMapper(DatasetMapper):

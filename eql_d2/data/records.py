@@ -28,8 +28,21 @@ from eql_d2.data.annotations import (
     is_valid_polygon,
 )
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.errors import InputError
 
 Record = Dict[str, Any]
+
+
+class RecordError(InputError):
+    """An image cannot be read, or its annotations cannot be used.
+
+    A data loader raises a worker's exception again with the worker's whole stack for a message; of that, only the
+    sentence is kept.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder()
@@ -181,7 +194,7 @@ class RecordList(SequenceABC):
             return self.select(np.arange(len(self))[index])
         record = self.table.unpack(int(self._rows[index]))
         record["file_name"] = self._file_path(record)
-        del record["coco_url"]
+        record.pop("coco_url", None)
         if not self._with_image_labels:
             record.pop("image_labels", None)
             record.pop("not_exhaustive_category_ids", None)

@@ -1,4 +1,4 @@
-"""Putting data sets into Detectron2's catalogs, for both formats."""
+"""Putting data sets into Detectron2's catalogs, for all formats."""
 
 from typing import Any, Callable, Dict, Optional, Tuple
 
@@ -12,7 +12,7 @@ from eql_d2.errors import InputError
 
 Loader = Callable[[str, str, Optional[str]], RecordList]
 
-# What was registered here: name -> (evaluator type, json, image folder).
+# What was registered here: name -> (evaluator type, annotations, image folder).
 _REGISTERED: Dict[str, Tuple[str, str, str]] = {}
 
 
@@ -35,20 +35,36 @@ def register_dataset(
     Raises:
         InputError: if the name stands for another data set.
     """
-    wanted = (evaluator_type, str(json_file), str(image_root))
+    where = (evaluator_type, str(json_file), str(image_root))
+    is_new = register_loader(name, where, lambda: loader(str(json_file), str(image_root), name), replace)
+    if is_new:
+        set_metadata(name, json_file=str(json_file), image_root=str(image_root), evaluator_type=evaluator_type)
+    return is_new
+
+
+def register_loader(
+    name: str, where: Tuple[str, str, str], load: Callable[[], RecordList], replace: bool = False
+) -> bool:
+    """Put a data set into Detectron2's catalog; as :func:`register_dataset`, without metadata.
+
+    Args:
+        name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        where: evaluator type, annotations and image folder, which tell it from another one.
+        load: called when the data set is needed.
+        replace: take the place of what another program registered under the name.
+    """
     if name in DatasetCatalog:
-        if _REGISTERED.get(name) == wanted:
+        if _REGISTERED.get(name) == where:
             return False
         if not replace:
             there = " in {1} with images in {2}".format(*_REGISTERED[name]) if name in _REGISTERED else ""
             raise InputError(
                 f"The data set name {name!r} is already registered for another data set{there}; "
-                f"choose another name for {json_file} with images in {image_root}."
+                f"choose another name for {where[1]} with images in {where[2]}."
             )
         DatasetCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: loader(str(json_file), str(image_root), name))
-    _REGISTERED[name] = wanted
-    set_metadata(name, json_file=str(json_file), image_root=str(image_root), evaluator_type=evaluator_type)
+    DatasetCatalog.register(name, load)
+    _REGISTERED[name] = where
     return True
 
 

@@ -12,7 +12,14 @@ from detectron2.config import CfgNode
 
 import eql_d2
 from eql_d2.config import flatten, get_cfg, load_config
-from eql_d2.data.builtin import LVIS_JSON_FILES, data_root, resolve_path
+from eql_d2.data.builtin import (
+    LVIS_JSON_FILES,
+    OPEN_IMAGES_SPLITS,
+    data_root,
+    open_images_entry,
+    open_images_files,
+    resolve_path,
+)
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import TRAIN
 from eql_d2.experiments.spec import PREPARATION_SEED, Table, TableRow
@@ -160,13 +167,21 @@ def annotation_files(cfg: CfgNode) -> List[Path]:
     images = {entry["name"]: entry["path"] for entry in cfg.MODEL.LONG_TAIL.CLASSIFICATION.DATASETS}
     builtin = {name: os.path.join(data_root(), json_file) for name, json_file in LVIS_JSON_FILES.items()}
     files = []
+    open_images = {name: files for name, files, _ in map(open_images_entry, cfg.MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS)}
+    open_images = {**{name: open_images_files(name) for name in OPEN_IMAGES_SPLITS}, **open_images}
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name in images:
             files += _files_at(resolve_path(images[name], name), name)
             continue
+        if name in open_images:
+            for path in open_images[name].given:
+                files += _files_at(path, name)
+            continue
         path = given.get(name) or builtin.get(name)
         if path is None:
-            raise InputError(f"DATASETS names {name!r}, which is neither in MODEL.LONG_TAIL.DATASETS nor LVIS.")
+            raise InputError(
+                f"DATASETS names {name!r}, which neither the config registers nor LVIS or Open Images has."
+            )
         if not Path(path).is_file():
             raise InputError(f"{path}: there is no such file; it should hold the annotations of {name}.")
         files.append(Path(path))
