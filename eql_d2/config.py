@@ -159,6 +159,11 @@ def _add_training_settings(node: CN) -> None:
     # End the training after so many evaluations in a row without a new best; 0 is off.
     node.BEST.PATIENCE = 0
 
+    node.EMA = CN()
+    # Share of the moving average of the weights that is kept in each iteration, as in 0.9998; it starts lower. The
+    # average is what is evaluated, and what a checkpoint is evaluated with. 0 is off.
+    node.EMA.DECAY = 0.0
+
     node.ACCUMULATE = CN()
     # Equal parts in which the SOLVER.IMS_PER_BATCH images of an iteration go through the model, one after the other,
     # their gradients added up: about 1/PARTS of the memory for activations. 1 is off.

@@ -35,7 +35,7 @@ KEYS = {
 }
 HEADINGS = ["## Formula", "## Settings", "## Paper, authors' code", "## Configs", "## Published numbers"]
 #: Nodes whose keys docs/training.md states.
-TRAINING = ("BEST", "ACCUMULATE")
+TRAINING = ("BEST", "EMA", "ACCUMULATE")
 
 
 def default_of(key: str):

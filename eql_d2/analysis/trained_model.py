@@ -13,6 +13,7 @@ from eql_d2.data.builtin import register_from_config
 from eql_d2.data.catalog import category_frequency, check_registered
 from eql_d2.data.categories import CategoryTable
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.engine.ema import averaged_weights
 from eql_d2.errors import InputError
 from eql_d2.run_folder import FINAL_WEIGHTS, RunFolder, unique_names
 from eql_d2.weights import read_checkpoint
@@ -79,7 +80,7 @@ class TrainedModel(RunFolder):
             InputError: if there is no checkpoint or it cannot be read.
         """
         self.check_weights()
-        model = read_checkpoint(self.weights)["model"]
+        model = averaged_weights(read_checkpoint(self.weights))
         return {name: torch.as_tensor(value) for name, value in model.items()}
 
     def dataset(self, name: Optional[str] = None) -> str:

@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from eql_d2.engine.ema import averaged_weights
 from eql_d2.engine.last_checkpoint import TAG, drop_old_checkpoints, last_sound_checkpoint
 from eql_d2.engine.protocol import check_start, drop_classifier
 from eql_d2.errors import InputError
@@ -21,7 +22,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that writes to a temporary name and renames, and explains what it cannot load.
 
     To resume is to go on from the last checkpoint that is sound, see :mod:`eql_d2.engine.last_checkpoint`. Files
-    are read by :mod:`eql_d2.weights`, which executes nothing in them.
+    are read by :mod:`eql_d2.weights`, which executes nothing in them. Of a checkpoint with an average of the weights
+    (:mod:`eql_d2.engine.ema`) that average is loaded, but to resume.
 
     Args:
         require_classifier: raise, rather than skip with a warning, where the checkpoint's parameters are of other
@@ -110,6 +112,9 @@ class LongTailCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint):
+        resumes = self.start is None and "trainer" in self.checkpointables
+        if not resumes:
+            checkpoint["model"] = averaged_weights(checkpoint)
         if self.start is not None and self.start.MODEL.LONG_TAIL.INIT_CLASSIFIER == "reset":
             drop_classifier(self.model, checkpoint["model"])
         incompatible = super()._load_model(checkpoint)

@@ -22,6 +22,7 @@ from eql_d2.data.images import build_image_test_loader, build_image_train_loader
 from eql_d2.engine.accumulation import accumulating, check_parts
 from eql_d2.engine.best_checkpoint import BestCheckpoint, EarlyStop
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.ema import CHECKPOINT_KEY, WeightAverage
 from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.last_checkpoint import remove_leftovers
 from eql_d2.engine.protocol import check_protocol, freeze
@@ -122,15 +123,31 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         ret = super().build_hooks()
+        self.evaluated_model = self.model
+        if self.cfg.MODEL.LONG_TAIL.EMA.DECAY:
+            ret = self._with_average(ret)
         if self.cfg.MODEL.LONG_TAIL.ANALYSIS.PERIOD:
             ret.insert(0, GradientHook(self.cfg, self.model))
         # After the plain evaluation, on every rank alike, and before the writer, which the main process alone has.
         position = len(ret) - 1 if comm.is_main_process() else len(ret)
         if self.cfg.TEST.AUG.ENABLED:
-            ret.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+            ret.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.evaluated_model)))
         if self.cfg.MODEL.LONG_TAIL.BEST.METRIC:
-            ret.insert(position, BestCheckpoint(self.cfg, self.model))
+            ret.insert(position, BestCheckpoint(self.cfg, self.evaluated_model))
         return ret
+
+    def _with_average(self, ret: List[HookBase]) -> List[HookBase]:
+        """Add the moving average of the weights to the hooks and the checkpoints; it is what is then evaluated."""
+        average = WeightAverage(self.cfg, self.model)
+        self.evaluated_model = average.model
+        self.checkpointer.add_checkpointable(CHECKPOINT_KEY, average.average)
+
+        def evaluate_average():
+            self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+            return self._last_eval_results
+
+        evaluation = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate_average)
+        return [average, *(evaluation if isinstance(hook, hooks.EvalHook) else hook for hook in ret)]
 
     @classmethod
     def build_model(cls, cfg):

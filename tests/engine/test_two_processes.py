@@ -19,7 +19,9 @@ def train(args):
     trainer = Trainer(cfg)
     trainer.resume_or_load(False)
     trainer.train()
-    told = comm.gather({"end": trainer.iter, "weights": sum_of(trainer.model)})
+    told = comm.gather(
+        {"end": trainer.iter, "weights": sum_of(trainer.model), "average": sum_of(trainer.evaluated_model)}
+    )
     if comm.is_main_process():
         (RunFolder(cfg.OUTPUT_DIR).folder / "told.json").write_text(json.dumps(told))
 
@@ -30,7 +32,7 @@ def sum_of(model):
 
 def test_both_stop_at_the_same_iteration_with_the_same_weights(lvis_folder):
     """Parts of a batch are accumulated without an exchange of gradients, but for the last."""
-    opts = ["SOLVER.IMS_PER_BATCH", 4, "MODEL.LONG_TAIL.ACCUMULATE.PARTS", 2]
+    opts = ["SOLVER.IMS_PER_BATCH", 4, "MODEL.LONG_TAIL.ACCUMULATE.PARTS", 2, "MODEL.LONG_TAIL.EMA.DECAY", 0.5]
     opts += ["SOLVER.MAX_ITER", 8, "TEST.EVAL_PERIOD", 1, "MODEL.LONG_TAIL.BEST.METRIC", "segm/AP"]
     opts += ["MODEL.LONG_TAIL.BEST.PATIENCE", 2, "SOLVER.REFERENCE_WORLD_SIZE", 0]
     (lvis_folder / "tiny.yaml").write_text(tiny_config(lvis_folder, "Mask-R-CNN-FPN", "EQL_V2", *opts).dump())
@@ -38,5 +40,5 @@ def test_both_stop_at_the_same_iteration_with_the_same_weights(lvis_folder):
     launch(train, argument_parser().parse_args(arguments))
     output = RunFolder(lvis_folder / "output")
     first, second = json.loads((output.folder / "told.json").read_text())
-    assert first == second and first["end"] == 3
+    assert first == second and first["end"] == 3 and first["weights"] != first["average"]
     assert output.weights.is_file() and json.loads(output.best_file.read_text())["best_iteration"] == 1
