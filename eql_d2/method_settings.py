@@ -212,6 +212,18 @@ def add_loss_settings(node: CN) -> None:
     # A background column (detection), or none (plain classification).
     node.IIF.BACKGROUND = True
 
+    node.LDAM = CN()
+    # Margin of the rarest class, of a cosine: the classifier is to be normed with temperature 1.
+    node.LDAM.MAX_MARGIN = 0.5
+    # Factor of the logits.
+    node.LDAM.SCALE = 30.0
+    # Iterations without weights, then classes are weighed by their effective number (DRW); -1: never.
+    node.LDAM.REWEIGHT_AFTER = -1
+    # Of the effective number of instances.
+    node.LDAM.BETA = 0.9999
+    # A background column (detection), or none (plain classification).
+    node.LDAM.BACKGROUND = True
+
 
 def add_calibration_settings(node: CN) -> None:
     """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""

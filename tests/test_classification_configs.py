@@ -13,7 +13,9 @@ from tests.conftest import CONFIGS
 FOLDER = CONFIGS / "classification"
 LEAVES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("Base-"))
 #: Losses by the beginning of a leaf's name, the longest first.
-LOSSES = ("balanced_softmax", "class_balanced", "softmax_eql", "seesaw", "softmax", "focal", "seql")
+LOSSES = ("balanced_softmax", "class_balanced", "softmax_eql", "seesaw", "softmax", "focal", "seql", "ldam")
+#: Protocols that start from the classifier of the softmax leaf, by the beginning of a leaf's name.
+PROTOCOLS = ("crt", "lws", "tau_norm")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +43,16 @@ def test_leaf(path, tmp_path):
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     loss = model.head.classifier_loss
-    assert loss.name.lower() == next(name for name in LOSSES if path.stem.startswith(name))
+    if path.stem.startswith(PROTOCOLS):
+        method = next(name for name in PROTOCOLS if path.stem.startswith(name))
+        first = path.with_name(path.stem.replace(method, "softmax").replace("_stage2", "") + ".yaml")
+        assert f"{load_config(str(first)).OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
+        assert loss.name == "SOFTMAX"
+        assert (cfg.MODEL.LONG_TAIL.TRAINABLE != "all") == path.stem.endswith("stage2")
+    else:
+        assert loss.name.lower() == next(name for name in LOSSES if path.stem.startswith(name))
+    if cfg.OUTPUT_DIR != "./output":
+        assert f"output/{path.relative_to(CONFIGS).with_suffix('')}" == cfg.OUTPUT_DIR
     assert loss.num_logits == num_classes
     names = {entry["name"] for entry in cfg.MODEL.LONG_TAIL.CLASSIFICATION.DATASETS}
     assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= names
@@ -79,7 +90,17 @@ def test_schedules_count_epochs(name, iterations):
     assert abs(load_config(str(FOLDER / f"{name}.yaml")).SOLVER.MAX_ITER - iterations) <= 0.5
 
 
-def test_epochs_of_inaturalist_and_places():
+def test_re_weighting_starts_with_the_first_step_of_the_learning_rate():
+    for path in (FOLDER / "cifar100lt").glob("ldam_drw*.yaml"):
+        cfg = load_config(str(path))
+        assert cfg.SOLVER.STEPS[0] == cfg.MODEL.LONG_TAIL.LDAM.REWEIGHT_AFTER
+
+
+def test_epochs():
+    decoupling = [
+        load_config(str(FOLDER / f"imagenet_lt/{name}.yaml")).SOLVER for name in ("softmax_R_50", "crt_R_50_stage2")
+    ]
+    assert [round(solver.MAX_ITER * 512 / 115846, 2) for solver in decoupling] == [90, 10]
     inaturalist = load_config(str(FOLDER / "inaturalist2018/softmax_R_50.yaml")).SOLVER
     places = load_config(str(FOLDER / "places_lt/softmax_R_152.yaml")).SOLVER
     assert abs(inaturalist.MAX_ITER - 90 * 437513 / 512) <= 1

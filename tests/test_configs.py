@@ -16,7 +16,8 @@ from eql_d2.experiments.references import leaves
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics, RunningLogitStatistics
 from tests.conftest import CONFIGS, ROOT
 
-LEAVES = leaves()
+#: The detectors; tests/test_classification_configs.py has the classifiers.
+LEAVES = [path for path in leaves() if CONFIGS / "classification" not in path.parents]
 #: Folders of the configs that are no method's.
 SETS = ("mini", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}

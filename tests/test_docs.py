@@ -87,7 +87,7 @@ def test_the_index_states_the_logits_and_what_each_loss_is():
         loss = loss_class(frequency)
         assert eval(logits, {"K": 3, "groups": 1}) == loss.num_logits, name
         assert (counts != "-") == loss_class.needs_frequency, name
-        assert (state != "-") == any(key.endswith(("grad", "seen")) for key in loss.state_dict()), name
+        assert (state != "-") == any(key.endswith(("grad", "seen", "num_steps")) for key in loss.state_dict()), name
 
 
 def documents():

@@ -17,6 +17,7 @@ ROWS_FILE = Path(__file__).with_name("references.yaml")
 SECTIONS = {
     "LVISv0.5": "LVIS v0.5",
     "LVISv1": "LVIS v1",
+    "classification": "Image classification",
     "mini": "The generated data set",
     "real": "A few real photographs",
 }
@@ -30,11 +31,12 @@ Every config with the numbers that its paper and its authors' repository print f
 the LVIS configs was run here.
 
 Numbers are AP on the validation set, of masks or boxes, with that of the rare, common and frequent classes in
-brackets; "n/a" is a number that is not published or could not be recovered. The tags name the source, see
-[docs/methods/README.md](docs/methods/README.md#sources). Rows of different schedules are not comparable: `paper`
-(EQL's paper, 25 epochs, class-agnostic masks), `repo` (EQL's repository, class-specific masks, scale jitter), `1x` and
-`2x` (12 and 24 epochs, scale jitter), `coco_1x` (12 epochs from a COCO detector, one scale), `stage2` (the classifier
-trained further, all else frozen; how to run a pair: [docs/methods/README.md](docs/methods/README.md#two-stages)).
+brackets; of image classifiers the top-1 and top-5 accuracy in percent. "n/a" is a number that is not published or
+could not be recovered. The tags name the source, see [docs/methods/README.md](docs/methods/README.md#sources). Rows
+of different schedules are not comparable: `paper` (EQL's paper, 25 epochs, class-agnostic masks), `repo` (EQL's
+repository, class-specific masks, scale jitter), `1x` and `2x` (12 and 24 epochs, scale jitter), `coco_1x` (12 epochs
+from a COCO detector, one scale), `stage2` (the classifier trained further, all else frozen; how to run a pair:
+[docs/methods/README.md](docs/methods/README.md#two-stages)).
 """
 NOTES = {
     "mini": "Made to compare methods on a laptop; nothing is published for it. What was measured is in "
@@ -96,6 +98,9 @@ def published_number(tables: Mapping[str, Dict[str, Any]], reference: Mapping[st
     if "box AP / mask AP" in row:
         numbers = zip(("box", "mask"), str(row["box AP / mask AP"]).split(" / "))
         return ", ".join(f"{kind} {number}" for kind, number in numbers) + f" {source}"
+    if "top1" in row:
+        accuracies = (f"top-{k} {row[f'top{k}']}" for k in (1, 5) if row.get(f"top{k}") is not None)
+        return f"{', '.join(accuracies)} {source}"
     kind = "box" if table["metric"].startswith("box") else "mask"
     value = row["AP"] if "part" not in reference else row["AP"].split(" / ")[reference["part"]]
     groups = [ABSENT if row.get(f"AP{group}") is None else str(row[f"AP{group}"]) for group in GROUPS]
@@ -109,7 +114,8 @@ def describe_training(cfg: CfgNode) -> str:
     """Return in a few words what a config trains, how long, and from where."""
     node = cfg.MODEL.LONG_TAIL
     start = cfg.MODEL.WEIGHTS or "scratch"
-    for part in ("detectron2://", "catalog://", "output/", "LVISv0.5/", "LVISv1/", "mini/", "/model_final.pth", ".pkl"):
+    folders = (f"{folder}/" for folder in SECTIONS)
+    for part in ("detectron2://", "catalog://", "output/", *folders, "/model_final.pth", ".pkl"):
         start = start.replace(part, "")
     if node.CALIBRATION.NAME or node.TAU_NORM.TAU:
         return f"none, starts from {start}"

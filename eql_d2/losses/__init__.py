@@ -24,6 +24,7 @@ from eql_d2.losses.focal import FocalLoss
 from eql_d2.losses.gol import GumbelOptimizedLoss
 from eql_d2.losses.iif import InverseImageFrequencyLoss
 from eql_d2.losses.inverse_frequency import InverseFrequencyLoss
+from eql_d2.losses.ldam import LabelDistributionAwareMarginLoss
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY, build_classifier_loss, default_settings
 from eql_d2.losses.seesaw import SeesawLoss
 from eql_d2.losses.seql import RandomSoftmaxEqualizationLoss
@@ -52,6 +53,7 @@ __all__ = [
     "GumbelOptimizedLoss",
     "InverseFrequencyLoss",
     "InverseImageFrequencyLoss",
+    "LabelDistributionAwareMarginLoss",
     "LogN",
     "LogitStatistics",
     "NorCal",

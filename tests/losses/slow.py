@@ -310,6 +310,22 @@ def iif(loss, state, logits, labels, verified):
     return total / len(labels)
 
 
+def ldam(loss, state, logits, labels, verified):
+    """The mean of the regions weighed by their class; the loss counts its steps."""
+    counts = counts_of(loss).instance_count.tolist()
+    margin = [loss.max_margin * (min(counts) / n) ** 0.25 for n in counts] + [0.0]
+    weight = [(1 - loss.beta) / (1 - loss.beta**n) for n in counts]
+    weight = [w * len(counts) / sum(weight) for w in weight] + [1.0]
+    if not 0 <= loss.reweight_after <= int(loss.num_steps):
+        weight = [1.0] * len(weight)
+    total, divisor = 0, 0
+    for r, y in enumerate(labels):
+        shifted = [loss.scale * (z - margin[y] * (j == y)) for j, z in enumerate(logits[r])]
+        total = total + weight[y] * softmax_entropy(shifted, y)
+        divisor += weight[y]
+    return total / divisor
+
+
 SLOW_LOSSES = {
     "SOFTMAX": softmax,
     "SIGMOID": sigmoid,
@@ -331,4 +347,5 @@ SLOW_LOSSES = {
     "ECM": ecm,
     "GOL": gol,
     "IIF": iif,
+    "LDAM": ldam,
 }
