@@ -26,7 +26,7 @@ COMMANDS = {
     "visualize-results": "draw the ground truth beside the detections of models",
     "configs": "list the configs of the package, or print where they lie",
     "check-dataset": "check a data set in LVIS or COCO format",
-    "make-mini-dataset": "generate the small long-tailed data set",
+    "make-mini-dataset": "generate a small long-tailed data set, of shapes or of photographs",
     "demo": "generate the data, train sigmoid cross-entropy and EQL, print one table",
     "install-detectron2": "install the pinned Detectron2, unless there is one",
 }

@@ -174,7 +174,7 @@ def resolve_path(path: str, where: str) -> str:
     if undefined:
         raise InputError(
             f"{where}: {path} has the environment variable {undefined.group()}, which is not set; "
-            f"set it to the folder of the data."
+            f"set it to the place of the data."
         )
     if "://" in expanded:
         return expanded

@@ -11,11 +11,14 @@ GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 GROUP_COLORS = {"r": "#D55E00", "c": "#E69F00", "f": "#0072B2"}
 
 
-def frequency_group(image_count: int) -> str:
-    """Return LVIS's letter for a class in ``image_count`` training images: r (1-10), c (11-100) or f (more)."""
+def frequency_group(image_count: int, common_max_images: int = COMMON_MAX_IMAGES) -> str:
+    """Return LVIS's letter for a class in ``image_count`` training images: r (1-10), c (11-100) or f (more).
+
+    A small data set may have another upper bound of c.
+    """
     if image_count <= RARE_MAX_IMAGES:
         return "r"
-    return "c" if image_count <= COMMON_MAX_IMAGES else "f"
+    return "c" if image_count <= common_max_images else "f"
 
 
 def given_groups(letters: Iterable[Optional[str]]) -> Optional[List[str]]:

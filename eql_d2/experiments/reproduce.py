@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from eql_d2.data.builtin import data_root
+from eql_d2.data.builtin import data_root, resolve_path
 from eql_d2.errors import InputError
 from eql_d2.experiments.execution import (
     BUSY,
@@ -24,7 +24,8 @@ from eql_d2.experiments.execution import (
 from eql_d2.experiments.launchers import Launcher
 from eql_d2.experiments.plan import PlannedRun, code_digest, runs_of
 from eql_d2.experiments.spec import FIXED, Table
-from eql_d2.mini.generate import generate_mini_dataset
+from eql_d2.mini import generate_mini_dataset
+from eql_d2.mini.photographs import generate_photograph_dataset
 
 OUTPUT = Path("output/tables")
 RUNS = OUTPUT / "runs"
@@ -32,9 +33,18 @@ RESULTS = OUTPUT / "results.jsonl"
 
 
 def generate_data(table: Table) -> None:
-    """Generate the data sets that the table asks for, unless they are there."""
+    """Generate the data sets that the table asks for, unless they are there.
+
+    Raises:
+        InputError: if one cannot be made, or the photographs are named by an environment variable that is not set.
+    """
     for folder, arguments in table.generate.items():
-        generate_mini_dataset(Path(data_root()) / folder, **arguments)
+        output_dir = Path(data_root()) / folder
+        if "objects" in arguments:
+            objects = resolve_path(arguments["objects"], f"{table.name}: generate.{folder}.objects")
+            generate_photograph_dataset(output_dir, **{**arguments, "objects": objects})
+        else:
+            generate_mini_dataset(output_dir, **arguments)
 
 
 def run_table(

@@ -168,12 +168,12 @@ def draw_scene(
         The image, uint8 ``[S, S, 3]`` in OpenCV's order BGR, and the objects in it, from the back to the front. The
         outlines lie inside the image and are rounded to 1/100 pixel.
     """
-    canvas = _background(image_size, rng)
+    canvas = textured_ground(image_size, rng)
     placement = _Placement(image_size)
     drawn = []
     for request in sorted(requests, key=lambda request: not request.required):
         outline = _random_outline(appearances[request.label].shape, image_size, rng)
-        corner = placement.find(_coverage(outline) >= 0.5, request.required, rng)
+        corner = placement.find(pixel_coverage(outline) >= 0.5, request.required, rng)
         if corner is None:
             continue
         _paint_object(canvas, outline, corner, appearances[request.label], rng)
@@ -238,7 +238,7 @@ def _random_outline(shape: str, image_size: int, rng: np.random.Generator) -> np
     return points - points.min(axis=0) + rng.uniform(0, 0.99, 2)
 
 
-def _coverage(outline: np.ndarray) -> np.ndarray:
+def pixel_coverage(outline: np.ndarray) -> np.ndarray:
     """Return the share of each pixel that the outline covers, float64 ``[h, w]`` from pixel (0, 0) on."""
     width, height = np.ceil(outline.max(axis=0)).astype(int)
     coverage = np.zeros((height, width), dtype=np.uint8)
@@ -250,7 +250,7 @@ def _coverage(outline: np.ndarray) -> np.ndarray:
 def _paint_object(
     canvas: np.ndarray, outline: np.ndarray, corner: np.ndarray, appearance: Appearance, rng: np.random.Generator
 ) -> None:
-    coverage = _coverage(outline)
+    coverage = pixel_coverage(outline)
     height, width = coverage.shape
     fill = np.broadcast_to(_object_color(appearance.hue, rng), (height, width, 3)).copy()
     if appearance.pattern is not None:
@@ -293,7 +293,7 @@ def _pattern(pattern: str, outline: np.ndarray, rng: np.random.Generator) -> np.
     return (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.12
 
 
-def _background(image_size: int, rng: np.random.Generator) -> np.ndarray:
+def textured_ground(image_size: int, rng: np.random.Generator) -> np.ndarray:
     """Return a canvas of soft dull clouds with grey lumps and thin lines, float64 RGB ``[S, S, 3]``."""
     tint = rng.uniform(0.25, 0.6) + rng.normal(0, 0.04, 3)
     clouds = rng.normal(0, 0.07, (6, 6, 1)) + rng.normal(0, 0.025, (6, 6, 3))

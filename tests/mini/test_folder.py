@@ -82,7 +82,7 @@ def test_a_run_that_is_cut_short_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mini, "_category_records", interrupt)
+    monkeypatch.setattr(mini, "category_records", interrupt)
     with pytest.raises(KeyboardInterrupt):
         generate_mini_dataset(tmp_path / "mini", **TINY)
     assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,9 @@ from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.groups import frequency_group
 from eql_d2.errors import InputError
 from eql_d2.mini import generate as mini
-from eql_d2.mini.generate import MiniParameters, draw_image, generate_mini_dataset, lvis_statistics, plan_split
+from eql_d2.mini.generate import MiniParameters, draw_image, generate_mini_dataset, plan_split
 from eql_d2.mini.plan import CATEGORIES_PER_IMAGE, balanced_image_counts, train_image_counts
+from eql_d2.mini.records import lvis_statistics
 from eql_d2.mini.shapes import MAX_CLASSES, class_appearances
 
 SMALL = {"num_classes": 12, "num_train": 80, "num_val": 30, "image_size": 64, "num_test": 5, "seed": 3}
