@@ -8,9 +8,7 @@ The polygons, nearly all of such a file, stay as the bytes that they are in the 
 """
 
 import os
-import re
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import (
@@ -32,11 +30,16 @@ from typing import (
 import msgspec
 import numpy as np
 
+from eql_d2.data import segmentation
 from eql_d2.data.groups import frequency_group, given_groups
 from eql_d2.errors import InputError
 
 PathLike = Union[str, os.PathLike]
 
+
+#: Ids are signed 64-bit numbers everywhere after the json, and counts are added.
+MAX_ID = 2**63 - 1
+MAX_COUNT = 10**12
 
 _NO_SEGMENTATION = msgspec.Raw()
 #: Of a box, in pixels. No image is so large; products of such numbers are finite, also in single precision.
@@ -157,7 +160,7 @@ class AnnotationFile(msgspec.Struct):
         return by_image
 
     def counts(self) -> CategoryCounts:
-        """Count images and instances of each category. The ids must have been checked (:func:`check_ids`)."""
+        """Count images and instances of each category. The ids must have been checked (:func:`check_content`)."""
         labels = self.contiguous_ids
         counted = [
             [labels[one.category_id] for one in annotations if not one.iscrowd]
@@ -204,21 +207,7 @@ def positive_ids(annotations: Iterable[Annotation]) -> List[int]:
     return sorted({annotation.category_id for annotation in annotations})
 
 
-class RunLengthMask(msgspec.Struct):
-    """A mask as COCO's json holds it: run lengths, as numbers or compressed to a string."""
-
-    size: Tuple[int, int]
-    counts: Union[List[int], str]
-
-
-# The json of numbers without exponents, and the space around them. Without these characters, a polygon of 2 n numbers
-# is a pair of brackets with 2 n - 1 commas in it.
-_OF_PLAIN_NUMBERS = b"0123456789.- \t\r\n"
-_POLYGON = rb"\[,{5}(?:,,)*\]"
-_SKELETON_OF_POLYGONS = re.compile(rb"\[%b(?:,%b)*\]" % (_POLYGON, _POLYGON))
-
 _FILE_DECODER = msgspec.json.Decoder(AnnotationFile)
-_SEGMENTATION_DECODER = msgspec.json.Decoder(Union[List[List[float]], RunLengthMask, None])
 
 
 def parse_annotations(content: bytes, path: PathLike) -> AnnotationFile:
@@ -239,10 +228,12 @@ def parse_annotations(content: bytes, path: PathLike) -> AnnotationFile:
         raise InputError(f"{path} is not in LVIS or COCO format: {error}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid json ({error}); is the download complete?") from None
+    except RecursionError:
+        raise InputError(f"{path} is not in LVIS or COCO format: something in it is nested without end.") from None
 
 
 def read_annotations(source: Union[PathLike, Mapping[str, Any]], name: str = "annotations") -> AnnotationFile:
-    """Read a file in LVIS or COCO format, or its parsed content. Ids are not checked, see :func:`check_ids`.
+    """Read a file in LVIS or COCO format, or its parsed content. Ids are not checked, see :func:`check_content`.
 
     Args:
         source: a path, or what ``json.load`` returns for it.
@@ -255,7 +246,11 @@ def read_annotations(source: Union[PathLike, Mapping[str, Any]], name: str = "an
         with readable_json(source):
             content = Path(source).read_bytes()
         return parse_annotations(content, source)
-    return parse_annotations(msgspec.json.encode(source), name)
+    try:
+        encoded = msgspec.json.encode(source)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"{name} is not what a json holds ({error}).") from None
+    return parse_annotations(encoded, name)
 
 
 @contextmanager
@@ -271,56 +266,33 @@ def readable_json(path: PathLike) -> Iterator[None]:
         ) from None
 
 
-def decode_segmentation(annotation: Annotation, path: PathLike) -> Union[List[List[float]], Dict[str, Any], None]:
-    """Decode an annotation's polygons or run-length mask.
+def decode_segmentation(
+    annotation: Annotation, image: Image, path: PathLike
+) -> Union[segmentation.Polygons, Dict[str, Any], None]:
+    """Decode an annotation's polygons or run-length mask (:func:`eql_d2.data.segmentation.decode`).
 
-    Returns:
-        Polygons as lists of x, y, x, y, ..., or a dict with ``size`` (height, width) and compressed ``counts``, or
-        ``None`` where the annotation has no segmentation.
+    Args:
+        annotation: of the file.
+        image: that it is in, whose values have been checked.
+        path: of the file, for messages.
 
     Raises:
-        InputError: if the segmentation is neither.
+        InputError: if the segmentation is neither, or could not be drawn in the image.
     """
     if annotation.segmentation is _NO_SEGMENTATION:
         return None
     try:
-        segmentation = _SEGMENTATION_DECODER.decode(annotation.segmentation)
-    except msgspec.ValidationError as error:
+        return segmentation.decode(annotation.segmentation, image.height, image.width)
+    except InputError as error:
         raise InputError(
-            f"{path}: annotation {annotation.id} has a segmentation that is neither a list of polygons nor a "
-            f"run-length mask: {error}."
+            f"{path}: the segmentation of annotation {annotation.id} in image {image.id} {error}."
         ) from None
-    if not isinstance(segmentation, RunLengthMask):
-        return segmentation or None  # COCO writes an empty list for no mask
-    size = list(segmentation.size)
-    if isinstance(segmentation.counts, str):
-        return {"size": size, "counts": segmentation.counts}
-    import pycocotools.mask as mask_util  # only COCO's crowd regions need it
-
-    return mask_util.frPyObjects({"size": size, "counts": segmentation.counts}, *size)
 
 
-def is_plainly_polygons(encoded: bytes) -> bool:
-    """Whether the json of a segmentation is a list of valid polygons, told from its brackets and commas alone.
+def check_content(content: AnnotationFile, path: PathLike, allow_ignore: bool = False) -> None:
+    """Check that every number can be computed with, that ids are unique and that what is referred to exists.
 
-    True is certain, for json that was parsed before. False may also stand for valid polygons in an odd spelling
-    (numbers with exponents); :func:`decode_segmentation` tells.
-    """
-    return _is_skeleton_of_polygons(encoded.translate(None, _OF_PLAIN_NUMBERS))
-
-
-@lru_cache(maxsize=2**12)  # the polygons of a data set share a few hundred skeletons
-def _is_skeleton_of_polygons(skeleton: bytes) -> bool:
-    return _SKELETON_OF_POLYGONS.fullmatch(skeleton) is not None
-
-
-def is_valid_polygon(polygon: List[float]) -> bool:
-    """Whether a polygon has at least three points, each with an x and a y. Others are left out everywhere."""
-    return len(polygon) >= 6 and len(polygon) % 2 == 0
-
-
-def check_ids(content: AnnotationFile, path: PathLike, allow_ignore: bool = False) -> None:
-    """Check that ids are unique and that what is referred to exists.
+    Segmentations are left to :func:`decode_segmentation`.
 
     Annotations of images that are not listed are allowed: subsets of a data set often keep them.
 
@@ -336,6 +308,8 @@ def check_ids(content: AnnotationFile, path: PathLike, allow_ignore: bool = Fals
         raise InputError(f"{path} lists no image; 'images' must have at least one entry.")
     if not content.categories:
         raise InputError(f"{path} lists no category; 'categories' must have at least one entry.")
+    for wrong in wrong_values(content):
+        raise InputError(f"{path}: {wrong}.")
     category_ids = {category.id for category in content.categories}
     for kind, entries in (("image", content.images), ("category", content.categories)):
         _check_unique(kind, (entry.id for entry in entries), path)
@@ -360,6 +334,49 @@ def check_ids(content: AnnotationFile, path: PathLike, allow_ignore: bool = Fals
                 f"{path}: annotation {annotation.id} has 'ignore' {annotation.ignore}; only iscrowd is supported, "
                 f"use iscrowd 1 for a region to be ignored."
             )
+
+
+def wrong_values(content: AnnotationFile) -> Iterator[str]:
+    """Yield what no program could compute with: the values whose type is right and whose size is not, and names that
+    no file can have. Each is a clause that names the entry, the field, the value and what would be right."""
+    for image in content.images:
+        where = f"image {image.id}"
+        yield from _wrong_numbers(where, "id", (image.id,), 0, MAX_ID)
+        yield from _wrong_numbers(where, "height", (image.height,), 1, segmentation.MAX_SIDE)
+        yield from _wrong_numbers(where, "width", (image.width,), 1, segmentation.MAX_SIDE)
+        if 0 < image.height <= segmentation.MAX_SIDE and image.height * image.width > segmentation.MAX_PIXELS:
+            yield f"{where} has {image.height} x {image.width} pixels; there may be {segmentation.MAX_PIXELS}"
+        for field in ("file_name", "coco_url"):
+            if "\0" in getattr(image, field):
+                yield f"{where} has a {field} with the character NUL, which no name of a file can have"
+    for category in content.categories:
+        where = f"category {category.id}"
+        yield from _wrong_numbers(where, "id", (category.id,), 0, MAX_ID)
+        yield from _wrong_numbers(where, "image_count", (category.image_count or 0,), 0, MAX_COUNT)
+        yield from _wrong_numbers(where, "instance_count", (category.instance_count or 0,), 0, MAX_COUNT)
+        if "\0" in category.name:
+            yield f"{where} has a name with the character NUL"
+    far = segmentation.MAX_COORDINATE
+    for one in content.annotations or ():
+        x, y, width, height = one.bbox
+        if not (-far <= x <= far and -far <= y <= far and -far <= width <= far and -far <= height <= far):
+            yield from _wrong_numbers(f"annotation {one.id}", "bbox", one.bbox, -far, far)
+        if not 0 <= one.id <= MAX_ID:
+            yield from _wrong_numbers(f"annotation {one.id}", "id", (one.id,), 0, MAX_ID)
+        if not 0 <= one.image_id <= MAX_ID:
+            yield from _wrong_numbers(f"annotation {one.id}", "image_id", (one.image_id,), 0, MAX_ID)
+        if one.iscrowd not in (None, 0, 1):
+            yield f"annotation {one.id} has iscrowd {one.iscrowd}; it is 0 or 1"
+        if one.keypoints:
+            yield from _wrong_numbers(f"annotation {one.id}", "keypoints", one.keypoints, -far, far)
+            if len(one.keypoints) % 3:
+                yield f"annotation {one.id} has {len(one.keypoints)} numbers in keypoints; each point has 3"
+
+
+def _wrong_numbers(where: str, field: str, numbers: Sequence[float], low: int, high: int) -> Iterator[str]:
+    for number in numbers:
+        if not low <= number <= high:
+            yield f"{where} has {number} in {field}; it must be from {low} to {high}"
 
 
 def describe_ids(ids: Iterable[int]) -> str:

@@ -15,15 +15,16 @@ from eql_d2.data.annotations import (
     PathLike,
     decode_segmentation,
     duplicates,
-    is_valid_polygon,
     parse_annotations,
     positive_ids,
     readable_json,
+    wrong_values,
 )
 from eql_d2.data.ground_truth import doubled_annotations, ids_without_area
 from eql_d2.data.image_sizes import upright_size
 from eql_d2.data.lvis import FileNaming, choose_file_naming
 from eql_d2.data.records import image_record
+from eql_d2.data.segmentation import is_valid_polygon
 from eql_d2.errors import InputError
 
 #: The published sizes of LVIS: images, categories, instances (``None``: the json has none).
@@ -113,6 +114,11 @@ def check_dataset(
     _summarize(content, json_file, report)
     _check_official_counts(content, name or Path(json_file).stem, report)
     _check_ids(content, report)
+    values = list(wrong_values(content))
+    for wrong in values:
+        report.add("values that nothing can be computed with (mend them first: masks and images were not read)", wrong)
+    if values:
+        return report
     _check_annotations(content, json_file, report)
     _check_areas(json_file, report)
     _check_categories_used(content, report)
@@ -205,17 +211,12 @@ def _check_annotations(content: AnnotationFile, json_file: PathLike, report: Rep
             continue
         _check_box(annotation, image, report)
         try:
-            segmentation = decode_segmentation(annotation, json_file)
+            segmentation = decode_segmentation(annotation, image, json_file)
         except InputError as error:
-            report.add("segmentations that are neither polygons nor a run-length mask", error)
+            report.add("segmentations that are neither polygons nor a run-length mask of their image", error)
             continue
         if isinstance(segmentation, list):
             _check_polygons(segmentation, annotation, image, report)
-        elif segmentation is not None and list(segmentation["size"]) != [image.height, image.width]:
-            report.add(
-                "run-length masks of another size than their image",
-                f"annotation {annotation.id}: {segmentation['size']}, image {image.id}: {[image.height, image.width]}",
-            )
 
 
 def _check_areas(json_file: PathLike, report: Report) -> None:

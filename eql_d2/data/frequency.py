@@ -16,7 +16,7 @@ from eql_d2.data.annotations import (
     AnnotationFile,
     CategoryCounts,
     PathLike,
-    check_ids,
+    check_content,
     parse_annotations,
     read_annotations,
     readable_json,
@@ -137,7 +137,7 @@ class CategoryFrequency:
     def _of_file(cls, content: AnnotationFile, path: PathLike) -> "CategoryFrequency":
         if content.annotations is None:
             raise InputError(f"{path} has no key 'annotations'; a training json in LVIS or COCO format has one.")
-        check_ids(content, path)
+        check_content(content, path)
         return cls.of_counts(content.counts())
 
     def save(self, path: Union[str, os.PathLike]) -> None:

@@ -10,6 +10,8 @@ from detectron2.data.detection_utils import SizeMismatchError
 
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.records import RecordError
+from eql_d2.data.segmentation import check_polygon, check_run_lengths
+from eql_d2.errors import InputError
 
 
 class LongTailDatasetMapper(DatasetMapper):
@@ -44,7 +46,7 @@ class LongTailDatasetMapper(DatasetMapper):
 
         Raises:
             InputError: if the image is missing, cannot be decoded, is of another size than the json says, or an
-                instance has no mask where masks are trained.
+                instance has no mask where masks are trained, or one that cannot be drawn.
         """
         record = copy.copy(dataset_dict)
         image_labels = record.pop("image_labels", None)
@@ -65,15 +67,47 @@ class LongTailDatasetMapper(DatasetMapper):
             }
         return example
 
+    def _transform_annotations(self, dataset_dict: Dict[str, Any], transforms: Any, image_shape: Any) -> None:
+        """Same as Detectron2's; an image with a run-length mask gets bit masks, whatever ``INPUT.MASK_FORMAT`` is.
+
+        Run lengths have no polygons, and the mask head takes each image's masks in the form that it has them.
+        """
+        mapper = self
+        if self.use_instance_mask and any(
+            isinstance(annotation.get("segmentation"), dict) and not annotation.get("iscrowd", 0)
+            for annotation in dataset_dict["annotations"]
+        ):
+            mapper = copy.copy(self)
+            mapper.instance_mask_format = "bitmask"
+        super(LongTailDatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)
+
     def _check_masks(self, record: Dict[str, Any]) -> None:
-        for annotation in record.get("annotations", ()):
-            if "segmentation" not in annotation and not annotation.get("iscrowd", 0):
+        for number, annotation in enumerate(record.get("annotations", ())):
+            if annotation.get("iscrowd", 0):  # not trained on
+                continue
+            if "segmentation" not in annotation:
                 raise RecordError(
                     f"{self.listed_in}: an instance of image {record.get('image_id')} has no segmentation; "
                     f"set MODEL.MASK_ON False to train on boxes alone."
                 )
+            try:
+                _check_mask(annotation["segmentation"], record)
+            except InputError as error:
+                raise RecordError(
+                    f"{self.listed_in}: the segmentation of instance {number} of image {record.get('image_id')} "
+                    f"{error}; eql-d2 check-dataset lists all such."
+                ) from None
 
     def _error(self, record: Dict[str, Any], what: str) -> RecordError:
         return RecordError(
             f"{record['file_name']}, listed in {self.listed_in}, {what}; eql-d2 check-dataset lists all such images."
         )
+
+
+def _check_mask(mask: Any, record: Dict[str, Any]) -> None:
+    if isinstance(mask, dict):
+        height, width = mask["size"]
+        check_run_lengths(mask["size"], mask["counts"], record.get("height", height), record.get("width", width))
+    else:
+        for polygon in mask:
+            check_polygon(polygon)

@@ -7,7 +7,7 @@ and the processes of one machine share the mapped pages.
 
 from collections.abc import Sequence as SequenceABC
 from copy import copy
-from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union, overload
+from typing import Annotated, Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union, overload
 
 import msgspec
 import numpy as np
@@ -20,14 +20,13 @@ from eql_d2.data.annotations import (
     CategoryCounts,
     Image,
     PathLike,
-    check_ids,
+    check_content,
     contiguous_ids,
     decode_segmentation,
     image_level_labels,
-    is_plainly_polygons,
-    is_valid_polygon,
 )
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.segmentation import MAX_COORDINATE, is_plainly_polygons, is_valid_polygon
 from eql_d2.errors import InputError
 
 Record = Dict[str, Any]
@@ -47,7 +46,8 @@ class RecordError(InputError):
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder()
 _POLYGONS_ENCODER = msgspec.json.Encoder()
-_POLYGONS_DECODER = msgspec.json.Decoder(List[Optional[List[List[float]]]])
+_Coordinate = Annotated[float, msgspec.Meta(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
+_POLYGONS_DECODER = msgspec.json.Decoder(List[Optional[List[List[_Coordinate]]]])
 # Where a packed image has the json of all its polygons: a list with an entry for each annotation, null for one without.
 _POLYGONS = "polygons"
 
@@ -124,11 +124,22 @@ class AnnotationTable:
         return len(self._record_ends)
 
     def unpack(self, row: int) -> Record:
-        """Return what the json says of the image in a row; ``file_name`` and ``coco_url`` as they are in the json."""
+        """Return what the json says of the image in a row; ``file_name`` and ``coco_url`` as they are in the json.
+
+        Raises:
+            InputError: if a polygon has a coordinate that lies millions of pixels away.
+        """
         start = self._record_ends[row - 1] if row else 0
         record = _DECODER.decode(self._buffer[start : self._record_ends[row]])
         if _POLYGONS in record:
-            for annotation, polygons in zip(record["annotations"], _POLYGONS_DECODER.decode(record.pop(_POLYGONS))):
+            try:
+                of_all = _POLYGONS_DECODER.decode(record.pop(_POLYGONS))
+            except msgspec.DecodeError as error:
+                raise RecordError(
+                    f"A polygon of image {record['image_id']} cannot be drawn: {error}; "
+                    f"eql-d2 check-dataset lists all such."
+                ) from None
+            for annotation, polygons in zip(record["annotations"], of_all):
                 annotation["bbox_mode"] = BoxMode.XYWH_ABS
                 if polygons is not None:
                     annotation["segmentation"] = polygons
@@ -260,9 +271,10 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: Writer) ->
         out: where the records go, one after the other.
 
     Raises:
-        InputError: if ids are not unique, refer to nothing, or a segmentation is neither polygons nor a mask.
+        InputError: if a number is out of bounds, ids are not unique or refer to nothing, or a segmentation is neither
+            polygons nor a mask of the image.
     """
-    check_ids(content, path)
+    check_content(content, path)
     labels = content.contiguous_ids
     by_image = content.annotations_by_image()
     has_annotations, has_image_labels = content.has_annotations, content.has_image_labels
@@ -275,7 +287,7 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: Writer) ->
         if image_labels is not None:
             record["not_exhaustive_category_ids"] = image_labels.not_exhaustive
         if has_annotations:
-            packed, polygons = _pack_annotations(annotations, labels, path)
+            packed, polygons = _pack_annotations(annotations, image, labels, path)
             record["annotations"], record[_POLYGONS] = packed, polygons
             classes.extend([annotation["category_id"] for annotation in packed])
             crowd.extend([bool(annotation.get("iscrowd")) for annotation in packed])
@@ -314,7 +326,7 @@ def image_record(image: Image) -> Record:
 
 
 def _pack_annotations(
-    annotations: Sequence[Annotation], labels: Dict[int, int], path: PathLike
+    annotations: Sequence[Annotation], image: Image, labels: Dict[int, int], path: PathLike
 ) -> Tuple[List[Record], bytes]:
     """Pack the annotations of an image, but for those none of whose polygons is valid.
 
@@ -326,7 +338,7 @@ def _pack_annotations(
         record = {"bbox": annotation.bbox, "category_id": labels[annotation.category_id]}
         encoded = bytes(annotation.segmentation)
         if not is_plainly_polygons(encoded):
-            segmentation = decode_segmentation(annotation, path)
+            segmentation = decode_segmentation(annotation, image, path)
             encoded = b"null"
             if isinstance(segmentation, list):
                 segmentation = list(filter(is_valid_polygon, segmentation))

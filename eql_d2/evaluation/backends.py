@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
-from eql_d2.data.annotations import Category, check_ids, read_annotations
+from eql_d2.data.annotations import Category, check_content, read_annotations
 from eql_d2.errors import InputError
 from eql_d2.evaluation import hotcoco_backend, reference_backend
 from eql_d2.evaluation.checks import check_ground_truth, check_results
@@ -118,7 +118,7 @@ def evaluate_tasks(
         raise InputError("AP-fixed is defined for the LVIS protocol only; leave it out for a COCO-format set.")
     content = read_annotations(annotations)
     source = source_name(annotations, "annotations")
-    check_ids(content, source, allow_ignore=True)
+    check_content(content, source, allow_ignore=True)
     if not content.has_annotations:
         raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
     check_ground_truth(annotations, content)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Dict, Optional, Sequence, Tuple
 
-from eql_d2.data.annotations import check_ids, read_annotations
+from eql_d2.data.annotations import check_content, read_annotations
 from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import evaluate_tasks
 from eql_d2.evaluation.report import (
@@ -91,7 +91,7 @@ def _iou_types(results: Path) -> Sequence[str]:
 def _training_set(path: Path) -> Tuple[Dict[int, str], Dict[int, Tuple[int, int]]]:
     """Return the group and the (images, instances) of each category id of a training json."""
     content = read_annotations(path)
-    check_ids(content, path)
+    check_content(content, path)
     counts = content.counts()
     ids = list(content.contiguous_ids)
     return dict(zip(ids, counts.groups)), dict(zip(ids, zip(counts.image_count, counts.instance_count)))

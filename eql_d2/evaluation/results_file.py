@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import pycocotools.mask as mask_util
 
-from eql_d2.data.annotations import is_valid_polygon
+from eql_d2.data.segmentation import is_valid_polygon
 from eql_d2.errors import InputError
 
 Results = Union[str, os.PathLike, Sequence[Dict[str, Any]]]

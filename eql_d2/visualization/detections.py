@@ -8,8 +8,8 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import msgspec
 import pycocotools.mask as mask_util
 
-from eql_d2.data.annotations import RunLengthMask
 from eql_d2.data.records import Record
+from eql_d2.data.segmentation import RunLengthMask
 from eql_d2.errors import InputError
 from eql_d2.visualization.dataset import AnnotatedSet
 from eql_d2.visualization.objects import VisualObject, object_of_record

@@ -77,12 +77,12 @@ WRONG = {
         segmentation=[[1, 1, SIZE + 5, 1, 9, 9]]
     ),
     "boxes that reach out of their image": lambda c: c["annotations"][1].update(bbox=[60, 1, 20, 20]),
-    "segmentations that are neither polygons nor a run-length mask": lambda c: c["annotations"][1].update(
-        segmentation=3
-    ),
-    "run-length masks of another size than their image": lambda c: c["annotations"][1].update(
-        segmentation={"size": [10, 12], "counts": [120]}
-    ),
+    "segmentations that are neither polygons nor a run-length mask of their image": lambda c: c["annotations"][
+        1
+    ].update(segmentation={"size": [10, 12], "counts": [120]}),
+    "values that nothing can be computed with (mend them first: masks and images were not read)": lambda c: c["images"][
+        1
+    ].update(height=0),
     "images with a category in neg_category_ids that they also show": lambda c: c["images"][2].update(
         neg_category_ids=[1]
     ),

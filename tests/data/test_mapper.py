@@ -1,15 +1,24 @@
 """Image-level labels in training examples, and images that cannot be read."""
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, PolygonMasks
+from detectron2.utils.events import EventStorage
 
+import eql_d2.modeling  # noqa: F401  (registers the model)
 from eql_d2.config import get_cfg
 from eql_d2.data.coco import register_coco
 from eql_d2.data.lvis import load_lvis, register_lvis
 from eql_d2.data.mapper import LongTailDatasetMapper
+from eql_d2.data.segmentation import expand
 from eql_d2.errors import InputError
+from tests.conftest import tiny_config
+from tests.data.conftest import SIZE
 
 
 @pytest.fixture
@@ -113,3 +122,52 @@ def test_coco_record(cfg, save, content, coco_root):
     register_coco("small_coco", save(content, "coco.json"), coco_root)
     example = LongTailDatasetMapper(cfg, True)(DatasetCatalog.get("small_coco")[0])
     assert "image_labels" not in example and len(example["instances"]) == 2
+
+
+def square_mask(counts="text"):
+    """Return the run lengths of :func:`square`'s object of annotation 3, as text or as numbers."""
+    mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
+    mask[10:30, 11:31] = 1
+    encoded = mask_util.encode(mask)
+    lengths = encoded["counts"].decode() if counts == "text" else expand(encoded["counts"]).tolist()
+    return {"size": [SIZE, SIZE], "counts": lengths}
+
+
+@pytest.mark.parametrize("counts", ["text", "numbers"])
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_run_lengths_train_as_polygons_do(cfg, save, content, coco_root, counts, mask_format):
+    cfg.INPUT.MASK_FORMAT, cfg.INPUT.RANDOM_FLIP = mask_format, "none"
+    mapper = LongTailDatasetMapper(cfg, True)
+    expected = mapper(load_lvis(save(content), coco_root)[0])["instances"]
+    content["annotations"][2]["segmentation"] = square_mask(counts)
+    content["annotations"][0]["segmentation"] = square_mask(counts)
+    records = load_lvis(save(content), coco_root)
+    found = mapper(records[0])["instances"]
+    assert found.gt_classes.tolist() == expected.gt_classes.tolist()
+    assert isinstance(found.gt_masks, BitMasks), "those of the image are all in one form"
+    boxes = expected.gt_boxes.tensor
+    crops = [instances.gt_masks.crop_and_resize(boxes, 28) for instances in (found, expected)]
+    assert crops[1].float().mean() > 0.2 and (crops[0] != crops[1]).float().mean() < 0.03
+    assert mapper.instance_mask_format == mask_format
+    assert len(mapper(records[2])["instances"]) == 1, "an image with a polygon beside a crowd"
+
+
+def test_model_trains_on_images_with_either_form(save, content, coco_root, lvis_folder):
+    content["annotations"][2]["segmentation"] = square_mask()
+    register_lvis("either", save(content, "either.json"), coco_root)
+    settings = ["DATASETS.TRAIN", ("either",), "MODEL.ROI_HEADS.NUM_CLASSES", 4, "MODEL.LONG_TAIL.LOSS", "SOFTMAX"]
+    cfg = tiny_config(lvis_folder, "Mask-R-CNN-FPN", "SOFTMAX", *settings, "MODEL.LONG_TAIL.FREQUENCY", "")
+    mapper = LongTailDatasetMapper(cfg, True)
+    batch = [mapper(record) for record in load_lvis(save(content), coco_root)][:2]
+    assert {type(example["instances"].gt_masks) for example in batch} == {BitMasks, PolygonMasks}
+    with EventStorage():
+        losses = build_model(cfg).train()(batch)
+    assert losses["loss_mask"] > 0 and all(torch.isfinite(value).all() for value in losses.values())
+
+
+@pytest.mark.parametrize("mask", [{"size": [64, 64], "counts": "04"}, [[1, 2, 3, 4, 5, 10.0**9]]])
+def test_mask_of_another_program_that_cannot_be_drawn(cfg, records, mask):
+    record = records[0]
+    record["annotations"][1]["segmentation"] = mask
+    with pytest.raises(InputError, match=r"gappy \(.*\): the segmentation of instance 1 of image 12 has "):
+        LongTailDatasetMapper(cfg, True)(record)

@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 from detectron2.data import MetadataCatalog
 
-from eql_d2.data.annotations import check_ids, read_annotations
+from eql_d2.data.annotations import check_content, read_annotations
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.check import check_dataset
 from eql_d2.data.coco import register_coco
@@ -128,7 +128,7 @@ def test_ignore_is_for_evaluation_only(save, odd, tmp_path):
         with pytest.raises(InputError, match="'ignore' 1"):
             read()
     assert any("'ignore'" in finding.what for finding in check_dataset(path, None).findings.values())
-    check_ids(read_annotations(path), path, allow_ignore=True)
+    check_content(read_annotations(path), path, allow_ignore=True)
     metrics = [evaluate_results(path, [detection(25, 1)], backend=name).metrics for name in ("hotcoco", "lvis")]
     assert metrics[0] == pytest.approx(metrics[1], nan_ok=True)
 
