@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,17 @@ torch.set_num_threads(1)
 def _no_user_data_sets():
     """Keep the tests away from data sets that the machine happens to have."""
     os.environ.pop("DETECTRON2_DATASETS", None)
+
+
+@contextmanager
+def full_disk(size: int):
+    """Let no file grow beyond ``size`` bytes, as on a disk that is full; without root and without a mount."""
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))  # Python ignores SIGXFSZ: writing fails with EFBIG
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
 
 
 def write_image(path: Path, size: int = 64, seed: int = 0) -> None:

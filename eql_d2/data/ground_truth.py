@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Dict, Hashable, List, Mapping, Optional, Union
+from typing import Annotated, Any, Dict, Hashable, List, Mapping, Optional, Set, Type, TypeVar, Union
 
 import msgspec
 
 from eql_d2.data.annotations import AnnotationFile, PathLike, readable_json
 from eql_d2.errors import InputError
+
+_Content = TypeVar("_Content")
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -19,7 +21,12 @@ class _Objects(msgspec.Struct):
     annotations: Optional[List[_Object]] = None
 
 
-_DECODER = msgspec.json.Decoder(_Objects)
+class _Image(msgspec.Struct, gc=False):
+    id: int
+
+
+class _Images(msgspec.Struct):
+    images: List[_Image]
 
 
 def ids_without_area(source: Union[PathLike, Mapping[str, Any]], name: str = "annotations") -> List[int]:
@@ -28,12 +35,21 @@ def ids_without_area(source: Union[PathLike, Mapping[str, Any]], name: str = "an
     The reader keeps no areas: training has no use for them.
 
     Args:
-        source: a path, or what ``json.load`` returns for it; read before by :mod:`eql_d2.data.annotations`.
+        source: a path, or what ``json.load`` returns for it.
         name: stands for parsed content in messages.
 
     Raises:
-        InputError: if an area is negative, infinite or no number.
+        InputError: if the file cannot be read, or an area is negative, infinite or no number.
     """
+    return [one.id for one in _decode(source, name, _Objects).annotations or () if one.area is None]
+
+
+def listed_images(source: Union[PathLike, Mapping[str, Any]], name: str = "annotations") -> Set[int]:
+    """Return the ids of all images, without reading anything else; arguments and errors as above."""
+    return {image.id for image in _decode(source, name, _Images).images}
+
+
+def _decode(source: Union[PathLike, Mapping[str, Any]], name: str, as_type: Type[_Content]) -> _Content:
     is_file = isinstance(source, (str, os.PathLike))
     if is_file:
         with readable_json(source):
@@ -41,10 +57,9 @@ def ids_without_area(source: Union[PathLike, Mapping[str, Any]], name: str = "an
     else:
         content = msgspec.json.encode(source)
     try:
-        objects = _DECODER.decode(content).annotations or ()
-    except msgspec.ValidationError as error:
+        return msgspec.json.decode(content, type=as_type)
+    except msgspec.DecodeError as error:
         raise InputError(f"{source if is_file else name} is not in LVIS or COCO format: {error}.") from None
-    return [one.id for one in objects if one.area is None]
 
 
 def doubled_annotations(content: AnnotationFile) -> List[int]:

@@ -1,6 +1,7 @@
 """From command-line arguments to a checked, frozen config."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -12,23 +13,26 @@ from eql_d2.config_files import find_config_file
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.fit import fit_to_data
 from eql_d2.errors import InputError
+from eql_d2.files import FolderLock, cannot_write
 from eql_d2.run_folder import RunFolder
 
 
 def setup(args) -> CfgNode:
     """Build the config of a run, register its data sets, and set up its output folder, log and random seed.
 
+    The output folder is this run's until its main process ends (:class:`eql_d2.files.FolderLock`).
+
     Args:
         args: what :func:`eql_d2.engine.argument_parser` parsed.
 
     Raises:
-        InputError: for anything in the config that the user can mend.
+        InputError: for anything in the config that the user can mend, and if another run uses the output folder.
     """
     if args.config_file:
         args.config_file = find_config_file(args.config_file)  # a name becomes a path: Detectron2 prints the file
     cfg = load_config(args.config_file, args.opts)
     choose_device(cfg)
-    _check_output_dir(cfg.OUTPUT_DIR)
+    _take_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
     default_setup(cfg, args)
     register_from_config(cfg)  # after the log is set up: it tells what is left out of a data set
@@ -38,12 +42,29 @@ def setup(args) -> CfgNode:
     return cfg
 
 
-def _check_output_dir(output_dir: str) -> None:
-    """Make the output folder and see that it can be written, before anything is computed."""
-    probe = Path(output_dir) / f".write_test_{os.getpid()}"
+def _take_output_dir(output_dir: str) -> None:
+    """Make the output folder, see that it can be written, and lock it, before anything is computed; on every rank."""
+    if not output_dir.strip():
+        raise InputError("OUTPUT_DIR is empty; name the folder that weights, metrics and logs are written to.")
+    problem = ""
+    if comm.is_main_process():
+        try:
+            _try_to_write(Path(output_dir))
+            FolderLock(output_dir)
+        except InputError as error:
+            problem = f"OUTPUT_DIR: {error}"
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise InputError(problem)
+
+
+def _try_to_write(folder: Path) -> None:
+    probe = folder / f".write_test_{os.getpid()}"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("also a full disk makes empty files")
     except OSError as error:
-        raise InputError(f"OUTPUT_DIR {output_dir!r} cannot be written ({error.strerror}).") from None
+        raise InputError(cannot_write(folder, error)) from None
+    finally:
+        with suppress(OSError):
+            probe.unlink()

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -107,8 +107,15 @@ class ClassificationEvaluator(DatasetEvaluator):
         self._num_classes = 0
 
     def process(self, inputs: List[Dict[str, Any]], outputs: List[Dict[str, Any]]) -> None:
-        """Take a batch: ``image_id`` and ``gt_class`` of the inputs, ``scores [K]`` of the outputs."""
+        """Take a batch: ``image_id`` and ``gt_class`` of the inputs, ``scores [K]`` of the outputs.
+
+        Raises:
+            InputError: if a score is no finite number.
+        """
         scores = torch.stack([output["scores"] for output in outputs]).float().cpu()
+        for image, is_number in zip(inputs, torch.isfinite(scores).all(dim=1).tolist()):
+            if not is_number:
+                raise InputError(f"The model's scores of image {image['image_id']} hold NaN or infinity.")
         self._num_classes = scores.shape[1]
         top_scores, top = scores.topk(min(_NUM_TOP, scores.shape[1]), dim=1)
         for image, best, labels in zip(inputs, top_scores[:, 0].tolist(), top.tolist()):
@@ -121,7 +128,8 @@ class ClassificationEvaluator(DatasetEvaluator):
         percent.
 
         Raises:
-            InputError: if there is no prediction, or the training set has another number of classes.
+            InputError: if the predictions are not those of every image, or the training set has another number of
+                classes.
         """
         gathered = comm.gather((self._num_classes, self._rows))
         if not comm.is_main_process():
@@ -130,6 +138,11 @@ class ClassificationEvaluator(DatasetEvaluator):
         num_classes = max(number for number, _ in gathered)
         if not rows:
             raise InputError(f"The data set {self.dataset_name!r} gave no prediction to evaluate.")
+        if self.dataset_name in DatasetCatalog and len(rows) != len(DatasetCatalog.get(self.dataset_name)):
+            raise InputError(
+                f"The predictions are of {len(rows)} of the {len(DatasetCatalog.get(self.dataset_name))} images of "
+                f"{self.dataset_name!r}, so no accuracy is computed; the loader must give every image of it."
+            )
         if self._frequency is not None and self._frequency.num_classes != num_classes:
             raise InputError(
                 f"The training set has {self._frequency.num_classes} categories, the model gives {num_classes} scores."

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set, Tuple
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from eql_d2.data.annotations import read_annotations
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.ground_truth import listed_images
 from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import choose_backend, evaluate_tasks
 from eql_d2.evaluation.instances import instances_to_results
@@ -28,6 +29,7 @@ from eql_d2.evaluation.report import (
 )
 from eql_d2.evaluation.results_file import first_record
 from eql_d2.evaluation.store import PredictionStore
+from eql_d2.files import FolderLock
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
@@ -36,8 +38,9 @@ class InstanceEvaluator(DatasetEvaluator):
     """Write predictions to disk as they come, then score the results file on the main process.
 
     Each process appends to a file of its own under ``output_dir/predictions``; masks are run-length encoded at once
-    and nothing is gathered. ``output_dir`` must be one folder that all processes see. After :meth:`evaluate` it holds
-    the results file in the official submission format, box and mask in one record, and ``per_category_ap.csv`` and
+    and nothing is gathered. ``output_dir`` must be one folder that all processes see, and is this evaluation's alone
+    from :meth:`reset` to :meth:`evaluate` (:class:`eql_d2.files.FolderLock`). After :meth:`evaluate` it holds the
+    results file in the official submission format, box and mask in one record, and ``per_category_ap.csv`` and
     ``.json``; ``predictions`` is then gone.
 
     Args:
@@ -95,8 +98,10 @@ class InstanceEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._temporary: Optional[tempfile.TemporaryDirectory] = None
         self._store: Optional[PredictionStore] = None
+        self._lock: Optional[FolderLock] = None
         #: Image ids whose predictions an interrupted evaluation left on disk; set by :meth:`reset`.
         self.done: FrozenSet[int] = frozenset()
+        self._processed: Set[int] = set()
 
     def _letters_by_id(self, metadata) -> Dict[int, str]:
         """Return the letter of each category id: the training set's, the metadata's, or nothing (see the json)."""
@@ -114,15 +119,25 @@ class InstanceEvaluator(DatasetEvaluator):
         Args:
             resume: whether to go on.
             weights: a digest of the model's weights, see :func:`eql_d2.evaluation.loop.weights_digest`.
+
+        Raises:
+            InputError: if another evaluation writes to the folder, or it cannot be written.
         """
-        if self._store is not None:
-            self._store.close()
+        self.close()
         store = self._store = PredictionStore(Path(self._shared_folder()) / "predictions", comm.get_rank())
         # The main process's, for all: buffers that are not shared may differ from process to process.
         identity = comm.all_gather(json.dumps([self.dataset_name, self.fingerprint, weights]))[0]
+        problem = ""
         if comm.is_main_process():
-            store.prepare(identity, resume)
-        comm.synchronize()
+            try:
+                self._lock = FolderLock(store.folder.parent)
+                store.prepare(identity, resume)
+            except InputError as error:
+                problem = str(error)
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise InputError(problem)
+        self._processed = set()
         self.done = frozenset(store.open(identity))
         comm.synchronize()  # nobody may write before everybody has read
         if self.done:
@@ -150,6 +165,7 @@ class InstanceEvaluator(DatasetEvaluator):
             if "instances" in output and image_id not in self.done:
                 detections = instances_to_results(output["instances"], image_id, self._category_ids)
                 self._open_store.append(image_id, detections)
+                self._processed.add(image_id)
 
     def evaluate(self) -> Dict[str, Dict[str, float]]:
         """Score all predictions.
@@ -159,26 +175,29 @@ class InstanceEvaluator(DatasetEvaluator):
             has no ground truth; empty on other processes and for a set without annotations.
 
         Raises:
-            InputError: if the main process does not see the predictions of another one.
+            InputError: if the predictions are not those of every image of the data set. Nothing is computed of a part.
         """
         self._open_store.close()
-        written = comm.gather(sorted(self._open_store.image_ids()))
+        processed = comm.gather(self._processed)
         if not comm.is_main_process():
             comm.synchronize()
             return {}
         try:
-            return self._evaluate_on_main_process(written)
+            return self._evaluate_on_main_process(set(self.done).union(*processed))
         finally:
+            self.close()
             comm.synchronize()
 
-    def _evaluate_on_main_process(self, written: List[List[int]]) -> Dict[str, Dict[str, float]]:
+    def close(self) -> None:
+        """Let others write to the folder, also where the evaluation has not come to its end; not a collective."""
+        if self._store is not None:
+            self._store.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _evaluate_on_main_process(self, processed: Set[int]) -> Dict[str, Dict[str, float]]:
         store = self._open_store
-        missing = set().union(*written) - store.image_ids()
-        if missing:
-            raise InputError(
-                f"{store.folder} on the main process lacks the predictions of {len(missing)} images; the output "
-                f"folder must be one that all machines share."
-            )
+        self._check_complete(processed, store.image_ids())
         path = store.folder.with_name(self.results_name)
         num_images = store.merge(path)
         logger.info("Wrote the predictions of %d images to %s.", num_images, path)
@@ -196,6 +215,25 @@ class InstanceEvaluator(DatasetEvaluator):
             self._temporary.cleanup()
             self._temporary = None
         return results
+
+    def _check_complete(self, processed: Set[int], stored: Set[int]) -> None:
+        """Compare the images that were processed, and those whose predictions are on disk, with the data set's."""
+        lost, listed = processed - stored, listed_images(self._json_file)
+        folder = self._open_store.folder
+        if lost:
+            raise InputError(
+                f"{folder} on the main process lacks the predictions of {len(lost)} images that were processed (the "
+                f"first: image {min(lost)}); the output folder must be one that all machines share and that no other "
+                f"program writes to."
+            )
+        if stored != listed:
+            missing, strange = sorted(listed - stored), sorted(stored - listed)
+            first = f"image {missing[0]} is missing" if missing else f"image {strange[0]} is not one of it"
+            raise InputError(
+                f"{folder} has the predictions of {len(stored & listed)} of the {len(listed)} images of "
+                f"{self.dataset_name!r} ({first}), so no AP is computed; the loader must give every image of "
+                f"{self._json_file}."
+            )
 
     def _score(self, path: Path) -> Dict[str, Dict[str, float]]:
         evaluations = evaluate_tasks(

@@ -48,6 +48,10 @@ def evaluate(
     try:
         for inputs in with_progress(data_loader):
             evaluator.process(inputs, model(inputs))
+    except BaseException:
+        if isinstance(evaluator, InstanceEvaluator):
+            evaluator.close()
+        raise
     finally:
         if isinstance(model, nn.Module):
             model.train(training)

@@ -1,13 +1,19 @@
 """Predictions on disk while they are made: one text file for each process, one line for each image."""
 
+import io
 import json
+import logging
 import os
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set, Tuple, Union
 
-from eql_d2.files import whole_file
+from eql_d2.errors import InputError
+from eql_d2.files import cannot_write, whole_file
+
+logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
 #: (image id, file, offset of the line, its length)
 _Entry = Tuple[int, Path, int, int]
@@ -18,7 +24,8 @@ class PredictionStore:
     """The predictions of one evaluation, in a folder that all processes share.
 
     A file begins with a line that says whose predictions it holds (the fingerprint). Each further line is an image id,
-    a tab and the json list of the image's detections. A line that was cut off by an interruption is dropped.
+    the CRC-32 of the line without it and the json list of the image's detections, with tabs between them. A line that
+    was cut off by an interruption, or whose checksum is another, counts for nothing: its image is done again.
 
     Attributes:
         folder: created on :meth:`open`.
@@ -30,37 +37,60 @@ class PredictionStore:
 
     def __post_init__(self):
         self.folder = Path(self.folder)
-        self._file: Optional[BinaryIO] = None
+        self._file: Optional[io.FileIO] = None
 
     @property
     def _path(self) -> Path:
         return self.folder / f"rank{self.rank}.jsonl"
 
     def prepare(self, fingerprint: str, resume: bool) -> None:
-        """Delete what must not be used again and mend cut-off lines. On one process, before any calls :meth:`open`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self._files():
-            if resume and _fingerprint(path) == fingerprint:
-                _drop_unfinished_line(path)
-            else:
-                path.unlink()
+        """Delete what must not be used again, also damaged lines. On one process, before any calls :meth:`open`.
+
+        Raises:
+            InputError: if the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self._files():
+                if resume and _fingerprint(path) == fingerprint:
+                    _drop_damaged_lines(path)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise InputError(cannot_write(self.folder, error)) from None
 
     def open(self, fingerprint: str) -> Set[int]:
         """Open this process's file and return the ids of the images that any process has finished."""
-        done = {entry[0] for entry in self._entries()}
+        done = self.image_ids()
         is_new = not self._path.exists()
-        file = self._file = self._path.open("ab")
+        try:
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise InputError(cannot_write(self._path, error)) from None
         if is_new:
-            file.write(json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
-            file.flush()
+            self._write(json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
         return done
 
     def append(self, image_id: int, detections: List[Dict[str, Any]]) -> None:
-        """Write one image's detections, in the submission format, and hand them to the operating system."""
+        """Write one image's detections, in the submission format, and hand them to the operating system.
+
+        Raises:
+            InputError: if they cannot be written, or hold NaN; what was written before stays, to go on with.
+        """
+        try:
+            encoded = json.dumps(detections, allow_nan=False).encode()
+        except ValueError:
+            raise InputError(f"The model's detections in image {image_id} hold NaN or infinity.") from None
+        self._write(_line(image_id, encoded))
+
+    def _write(self, line: bytes) -> None:
         if self._file is None:
             raise ValueError(f"{self._path} is not open; call open() before append().")
-        self._file.write(b"%d\t%s\n" % (image_id, json.dumps(detections).encode()))
-        self._file.flush()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise InputError(cannot_write(self._path, error)) from None
 
     def close(self) -> None:
         """Close this process's file; further calls do nothing."""
@@ -81,7 +111,7 @@ class PredictionStore:
             The number of images.
 
         Raises:
-            InputError: if the file cannot be written.
+            InputError: if the file cannot be written, or if the predictions change meanwhile.
         """
         entries = {entry[0]: entry for entry in self._entries()}
         with whole_file(path) as target:
@@ -103,30 +133,58 @@ class PredictionStore:
 
     def _entries(self) -> Iterator[_Entry]:
         for path in self._files():
-            with path.open("rb") as file:
-                offset = len(file.readline())
-                for line in file:
-                    if line.endswith(b"\n"):
-                        yield int(line[: line.index(b"\t")]), path, offset, len(line)
-                    offset += len(line)
+            for image_id, offset, length in _sound_lines(path):
+                yield image_id, path, offset, length
+
+
+def _line(image_id: int, detections: bytes) -> bytes:
+    return b"%d\t%08x\t%s\n" % (image_id, zlib.crc32(b"%d\t%s" % (image_id, detections)), detections)
+
+
+def _parse(line: bytes) -> Optional[Tuple[int, bytes]]:
+    """Return the image id and the json of its detections, ``None`` if the line is damaged."""
+    try:
+        image_id, _, detections = line.split(b"\t", 2)
+        parsed = int(image_id), detections[:-1]
+    except ValueError:
+        return None
+    return parsed if line == _line(*parsed) else None
+
+
+def _sound_lines(path: Path) -> Iterator[Tuple[int, int, int]]:
+    """Yield the image id, the offset and the length of each line that is not damaged."""
+    with path.open("rb") as file:
+        offset = len(file.readline())
+        for line in file:
+            parsed = _parse(line)
+            if parsed is not None:
+                yield parsed[0], offset, len(line)
+            offset += len(line)
 
 
 def _fingerprint(path: Path) -> Optional[str]:
     """Return whose predictions a file holds, ``None`` if its first line is damaged."""
     with path.open("rb") as file:
+        line = file.readline()
         try:
-            return json.loads(file.readline())["fingerprint"]
+            return json.loads(line)["fingerprint"] if line.endswith(b"\n") else None
         except (ValueError, KeyError, TypeError):
             return None
 
 
-def _drop_unfinished_line(path: Path) -> None:
-    """Cut the file behind its last complete line."""
-    size = 0
+def _drop_damaged_lines(path: Path) -> None:
+    """Leave the first line of the file, the fingerprint, and those of its lines that are sound."""
     with path.open("rb") as file:
-        for line in file:
-            size += len(line) if line.endswith(b"\n") else 0
-    os.truncate(path, size)
+        sound = [(0, len(file.readline()))] + [line[1:] for line in _sound_lines(path)]
+        end = sum(sound[-1])
+        if sum(length for _, length in sound) == end:  # all that is damaged is the end, which was being written
+            os.truncate(path, end)
+            return
+        with whole_file(path) as mended:
+            for offset, length in sound:
+                file.seek(offset)
+                mended.write(file.read(length))
+    logger.warning("%s was damaged; the %d images that are sound in it are used.", path, len(sound) - 1)
 
 
 def _read_in_order(entries: Dict[int, _Entry]) -> Iterator[bytes]:
@@ -137,8 +195,10 @@ def _read_in_order(entries: Dict[int, _Entry]) -> Iterator[bytes]:
             _, path, offset, length = entries[image_id]
             file = files.get(path) or files.setdefault(path, path.open("rb"))
             file.seek(offset)
-            line = file.read(length).rstrip(b"\n")
-            yield line[line.index(b"\t") + 1 :][1:-1]
+            parsed = _parse(file.read(length))
+            if parsed is None or parsed[0] != image_id:
+                raise InputError(f"{path} has changed while it was read; evaluate again.")
+            yield parsed[1][1:-1]
     finally:
         for file in files.values():
             file.close()

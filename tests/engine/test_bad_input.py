@@ -14,7 +14,7 @@ from eql_d2.engine import argument_parser, launch
 from eql_d2.engine import setup as setup_run
 from eql_d2.engine.trainer import Trainer, run
 from eql_d2.errors import InputError
-from tests.conftest import CONFIGS, ROOT, tiny_config
+from tests.conftest import CONFIGS, ROOT, full_disk, tiny_config
 
 
 def error_of(function, *args) -> str:
@@ -25,13 +25,18 @@ def error_of(function, *args) -> str:
     return message
 
 
-def run_tiny(folder, *opts, eval_only=False, resume=False):
-    """Set up and run a tiny config as tools/train_net.py does, in this process."""
+def tiny_arguments(folder, *opts, eval_only=False, resume=False):
+    """Return the parsed command line of a tiny config."""
     path = folder / "tiny.yaml"
     path.write_text(tiny_config(folder).dump())
-    args = argument_parser().parse_args(
+    return argument_parser().parse_args(
         ["--config-file", str(path)] + ["--eval-only"] * eval_only + ["--resume"] * resume + [str(opt) for opt in opts]
     )
+
+
+def run_tiny(folder, *opts, **flags):
+    """Set up and run a tiny config as tools/train_net.py does, in this process."""
+    args = tiny_arguments(folder, *opts, **flags)
     return run(setup_run(args), args)
 
 
@@ -105,6 +110,33 @@ def test_output_folder_cannot_be_written(lvis_folder):
     (lvis_folder / "file").write_text("")
     message = error_of(run_tiny, lvis_folder, "OUTPUT_DIR", lvis_folder / "file" / "output")
     assert "OUTPUT_DIR" in message and "file/output" in message
+
+
+def test_output_folder_without_a_name(lvis_folder):
+    for name in ("", " "):
+        assert "OUTPUT_DIR is empty" in error_of(run_tiny, lvis_folder, "OUTPUT_DIR", name)
+
+
+def test_output_folder_on_a_full_disk(lvis_folder):
+    arguments = tiny_arguments(lvis_folder)
+    with full_disk(0):
+        message = error_of(setup_run, arguments)
+    assert message.startswith("OUTPUT_DIR: ") and "free some space" in message
+    assert list((lvis_folder / "output").iterdir()) == []
+
+
+def test_a_second_run_in_one_output_folder(lvis_folder):
+    """Training, evaluating and calibrating begin with setup(), which another process holding the folder refuses."""
+    script = "import sys\nfrom eql_d2.files import FolderLock\nFolderLock(sys.argv[1])\nprint(flush=True)\ninput()"
+    command = [sys.executable, "-c", script, str(lvis_folder / "output")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        for eval_only in (False, True):
+            message = error_of(setup_run, tiny_arguments(lvis_folder, eval_only=eval_only))
+            assert f"output is in use by process {first.pid} on " in message
+        first.stdin.close()
+    assert not (lvis_folder / "output" / "config.yaml").exists()
+    setup_run(tiny_arguments(lvis_folder))
 
 
 def test_weights_missing(lvis_folder):

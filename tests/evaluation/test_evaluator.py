@@ -4,6 +4,9 @@ import csv
 import json
 import logging
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.errors import InputError
 from eql_d2.evaluation import COCOEvaluator, LVISEvaluator, build_evaluator, evaluate, evaluate_results
 from eql_d2.evaluation.build import fixed_detections_per_image
+from tests.conftest import full_disk
 from tests.evaluation.helpers import HEIGHT, WIDTH, make_detections, make_ground_truth
 
 CATEGORY_IDS = [3 * k + 2 for k in range(8)]
@@ -132,6 +136,7 @@ def test_results_and_files(scene, tmp_path, backend, caplog):
     assert {"bbox_AP", "segm_AP", "bbox_AP-fixed", "segm_AP-fixed"} < set(rows[0]) and rows[-1]["segm_AP"] == ""
     assert json.loads((tmp_path / "out" / "per_category_ap.json").read_text())[-1]["segm_AP"] is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".lock",
         "lvis_instances_results.json",
         "per_category_ap.csv",
         "per_category_ap.json",
@@ -171,6 +176,100 @@ def test_resume_with_any_loader(scene, tmp_path):
     model = Replay(detections)
     assert_same(evaluate(model, batches, LVISEvaluator(name, str(tmp_path)), resume=True), ground_truth, detections)
     assert len(model.seen) == 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_store_costs_the_damaged_images_alone(scene, tmp_path, seed):
+    """Bytes are changed, cut out or put in anywhere; what is not damaged is used, what is is done again."""
+    name, ground_truth, detections = scene
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Replay(detections, budget=5), make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)))
+    path = tmp_path / "predictions" / "rank0.jsonl"
+    content, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    first_line = content.index(b"\n") + 1
+    place = int(rng.integers(first_line, len(content) - 100))
+    if seed < 2:
+        content[place] ^= 1 << seed
+    elif seed < 4:
+        del content[place : place + 60]
+    else:
+        content[place:place] = rng.bytes(80) + b"\n" * (seed == 5)
+    path.write_bytes(content)
+    model = Replay(detections)
+    results = evaluate(model, make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)), resume=True)
+    assert 2 <= len(model.seen) <= 4
+    assert_same(results, ground_truth, detections)
+    assert len(json.loads((tmp_path / "lvis_instances_results.json").read_text())) == len(detections)
+
+
+def test_predictions_that_are_lost_meanwhile(scene, tmp_path):
+    """Nobody prints AP of a part: not where the store was deleted, nor where the loader left an image out."""
+    name, ground_truth, detections = scene
+
+    class Intruder(Replay):
+        def forward(self, batch):
+            if len(self.seen) == 4:
+                (tmp_path / "predictions" / "rank0.jsonl").write_bytes(b"")
+            return super().forward(batch)
+
+    (tmp_path / "lvis_instances_results.json").write_text("earlier")
+    with pytest.raises(InputError, match=r"predictions.* lacks the predictions of \d images that were processed"):
+        evaluate(Intruder(detections), make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)))
+    first, *others = [[{"image_id": image["id"]}] for image in ground_truth["images"]]
+    with pytest.raises(InputError, match=r"predictions of 5 of the 6 images of .*\(image 11 is missing\)"):
+        evaluate(Replay(detections), others, LVISEvaluator(name, str(tmp_path)))
+    with pytest.raises(InputError, match=r"image 99 is not one of it"):
+        evaluate(Replay(detections), [first, *others, [{"image_id": 99}]], LVISEvaluator(name, str(tmp_path)))
+    assert (tmp_path / "lvis_instances_results.json").read_text() == "earlier"
+    assert_same(
+        evaluate(Replay(detections), [first, *others], LVISEvaluator(name, str(tmp_path))), ground_truth, detections
+    )
+
+
+def test_two_evaluations_in_one_folder(scene, tmp_path):
+    """The second, a process of its own, is refused while the first runs; both are right one after the other."""
+    name, ground_truth, detections = scene
+    script = (
+        "import sys\n"
+        "from detectron2.data import MetadataCatalog\n"
+        "from eql_d2.evaluation import LVISEvaluator\n"
+        "MetadataCatalog.get('second').json_file = sys.argv[1]\n"
+        "LVISEvaluator('second', sys.argv[2]).reset()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "gt.json"), str(tmp_path)]
+
+    class Disturbed(Replay):
+        def forward(self, batch):
+            if len(self.seen) == 3:
+                self.second = subprocess.run(command, capture_output=True, text=True)
+            return super().forward(batch)
+
+    model = Disturbed(detections)
+    results = evaluate(model, make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path)))
+    assert f"InputError: {tmp_path} is in use by process {os.getpid()}" in model.second.stderr
+    assert_same(results, ground_truth, detections)
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_full_disk(scene, tmp_path):
+    """One sentence wherever it gets full; what was finished is gone on with."""
+    name, ground_truth, detections = scene
+    out = tmp_path / "out"
+    model = Replay(detections)
+    with full_disk(8000), pytest.raises(InputError, match=r"rank0.jsonl cannot be written \(File too large\); free"):
+        evaluate(model, make_loader(ground_truth)[0], LVISEvaluator(name, str(out)), resume=True)
+    finished = len(model.seen) - 1
+    assert 0 < finished < 5
+    batches = [[{"image_id": image["id"]}] for image in ground_truth["images"]]
+    with pytest.raises(KeyboardInterrupt):  # when all images are done
+        evaluate(Replay(detections, budget=6 - finished), [*batches, batches[-1]], LVISEvaluator(name, str(out)), True)
+    with full_disk(9000), pytest.raises(InputError, match=r"lvis_instances_results.json cannot be written \(File too"):
+        evaluate(Replay(detections), batches, LVISEvaluator(name, str(out)), resume=True)
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "predictions"]
+    model = Replay(detections)
+    results = evaluate(model, make_loader(ground_truth)[0], LVISEvaluator(name, str(tmp_path / "out")), resume=True)
+    assert model.seen == []
+    assert_same(results, ground_truth, detections)
 
 
 @pytest.mark.parametrize("what", ["weights", "fingerprint", "no resume"])
