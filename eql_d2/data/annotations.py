@@ -356,11 +356,7 @@ def wrong_values(content: AnnotationFile) -> Iterator[str]:
         yield from _wrong_numbers(where, "instance_count", (category.instance_count or 0,), 0, MAX_COUNT)
         if "\0" in category.name:
             yield f"{where} has a name with the character NUL"
-    far = segmentation.MAX_COORDINATE
     for one in content.annotations or ():
-        x, y, width, height = one.bbox
-        if not (-far <= x <= far and -far <= y <= far and -far <= width <= far and -far <= height <= far):
-            yield from _wrong_numbers(f"annotation {one.id}", "bbox", one.bbox, -far, far)
         if not 0 <= one.id <= MAX_ID:
             yield from _wrong_numbers(f"annotation {one.id}", "id", (one.id,), 0, MAX_ID)
         if not 0 <= one.image_id <= MAX_ID:
@@ -368,6 +364,7 @@ def wrong_values(content: AnnotationFile) -> Iterator[str]:
         if one.iscrowd not in (None, 0, 1):
             yield f"annotation {one.id} has iscrowd {one.iscrowd}; it is 0 or 1"
         if one.keypoints:
+            far = segmentation.MAX_COORDINATE
             yield from _wrong_numbers(f"annotation {one.id}", "keypoints", one.keypoints, -far, far)
             if len(one.keypoints) % 3:
                 yield f"annotation {one.id} has {len(one.keypoints)} numbers in keypoints; each point has 3"

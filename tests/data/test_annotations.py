@@ -125,7 +125,6 @@ WRONG_VALUES = {
     "image 30 has a coco_url with the character NUL": _set("images", coco_url="http://a/b\0.jpg"),
     "category 9 has a name with the character NUL": _set("categories", name="a\0"),
     "category 9 has -1 in image_count": _set("categories", image_count=-1),
-    "annotation 1 has 1e\\+308 in bbox": _set("annotations", bbox=[0, 0, 1e308, 5]),
     "has 100000000000000000000 in id": _set("annotations", id=10**20),
     "annotation 1 has -1 in image_id": _set("annotations", image_id=-1),
     "annotation 1 has iscrowd 7": _set("annotations", iscrowd=7),
