@@ -114,6 +114,8 @@ def add_eql_config(cfg: CN) -> None:
     # How many of the checkpoints of every SOLVER.CHECKPOINT_PERIOD iterations are kept, the last ones; 0 for all. The
     # final weights are kept beside them. With 2 or more there is one to go back to if the last is damaged.
     node.TRAINING.CHECKPOINTS_KEPT = 0
+    # Steps in a row that are skipped, their loss or gradient not being finite, before the training stops.
+    node.TRAINING.SKIPPED_STEPS = 20
 
     node.TIMM = CN()
     # The model of timm that MODEL.BACKBONE.NAME build_timm_backbone and build_timm_fpn_backbone build.

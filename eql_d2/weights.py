@@ -8,9 +8,10 @@ whatever torch's default is.
 import io
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import safetensors.torch
@@ -86,7 +87,7 @@ def read_torch(path: PathLike) -> Any:
     Raises:
         InputError: as :func:`read_checkpoint`.
     """
-    return _read(path, lambda file: torch.load(file, map_location="cpu", weights_only=True))
+    return _read(path, _load)
 
 
 def unpickle(content: bytes, encoding: str = "latin1") -> Any:
@@ -108,6 +109,17 @@ def unpickle(content: bytes, encoding: str = "latin1") -> Any:
         raise
     except Exception as error:  # a damaged pickle may raise anything, as Python's manual says
         raise pickle.UnpicklingError(f"it is damaged ({type(error).__name__}: {error})") from None
+
+
+def _load(file: BinaryIO) -> Any:
+    if zipfile.is_zipfile(file):
+        # torch writes a checksum of each tensor, and does not compare it when it reads.
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} does not fit")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _read(path: PathLike, read: Callable[[Any], Any]) -> Any:

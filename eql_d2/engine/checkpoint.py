@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from eql_d2.engine.ema import averaged_weights
+from eql_d2.engine.finite import check_finite
 from eql_d2.engine.last_checkpoint import TAG, drop_old_checkpoints, last_sound_checkpoint
 from eql_d2.engine.protocol import check_start, drop_classifier
 from eql_d2.errors import InputError
@@ -40,12 +41,18 @@ class LongTailCheckpointer(DetectionCheckpointer):
         self.start: Optional[CfgNode] = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Same as ``Checkpointer.save``; a run that is killed meanwhile keeps its previous checkpoint."""
+        """Same as ``Checkpointer.save``; a run that is killed meanwhile keeps its previous checkpoint.
+
+        Raises:
+            FloatingPointError: if anything that is to be saved holds a NaN or an infinity.
+            InputError: if the file cannot be written.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
         data.update(kwargs)
+        check_finite(data)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_checkpoint(path, data)

@@ -1,20 +1,18 @@
 """Which checkpoint of a folder a training goes on from: the last one, or if it is damaged the newest that is sound.
 
 A checkpoint carries its checksums: ``torch.save`` writes a zip archive with a CRC-32 of every tensor, which
-``torch.load`` does not look at and :func:`damage` does.
+:mod:`eql_d2.weights` compares.
 """
 
 import logging
 import os
 import re
-import zipfile
 from pathlib import Path
 from typing import List, Optional, Tuple
 
-import torch
-
 from eql_d2.errors import InputError
 from eql_d2.run_folder import FINAL_WEIGHTS
+from eql_d2.weights import read_torch
 
 logger = logging.getLogger("detectron2.eql_d2")
 
@@ -22,23 +20,6 @@ logger = logging.getLogger("detectron2.eql_d2")
 TAG = "last_checkpoint"
 _PERIODIC = re.compile(r"model_\d+\.pth")
 _TEMPORARY = re.compile(r".+\.tmp\d+")
-
-
-def damage(path: Path) -> Optional[str]:
-    """Return what is wrong with a file that ``torch.save`` should have written, ``None`` if it is whole."""
-    if not path.is_file():
-        return "is not there"
-    if not path.stat().st_size:
-        return "is empty"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            return f"is damaged (the checksum of {broken} does not fit)"
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # neither zipfile nor torch says which errors a damaged file may end in
-        return "is no checkpoint, or an incomplete one"
-    return None
 
 
 def last_sound_checkpoint(folder: Path) -> Optional[Path]:
@@ -52,22 +33,22 @@ def last_sound_checkpoint(folder: Path) -> Optional[Path]:
     """
     tagged, problem = _tagged(folder)
     if tagged is not None:
-        wrong = damage(tagged)
-        if wrong is None:
+        problem = _damage(tagged)
+        if not problem:
             return tagged
-        problem = f"{tagged.name} {wrong}"
     problems = [problem] if problem else []
     for path in _checkpoints(folder):
-        wrong = damage(path) if path != tagged else problem
-        if wrong is None:
-            logger.warning("%s: %s; going on from %s.", folder, "; ".join(problems or [f"no {TAG}"]), path.name)
+        if path == tagged:
+            continue
+        problem = _damage(path)
+        if not problem:
+            logger.warning("%s Going on from %s.", " ".join(problems or [f"{folder} has no {TAG}."]), path)
             return path
-        if path != tagged:
-            problems.append(f"{path.name} {wrong}")
+        problems.append(problem)
     if problems:
         raise InputError(
-            f"OUTPUT_DIR {str(folder)!r} has no checkpoint to go on from: {'; '.join(problems)}. Put one back, or "
-            f"remove these files to start anew."
+            f"OUTPUT_DIR {str(folder)!r} has no checkpoint to go on from. {' '.join(problems)} Put one back, or remove "
+            f"these files to start anew."
         )
     return None
 
@@ -87,6 +68,15 @@ def remove_leftovers(folder: Path) -> None:
             logger.info("Removed %s, which a process that was killed has left.", path)
 
 
+def _damage(path: Path) -> str:
+    """Return the sentence that says why a checkpoint cannot be read; empty if it can."""
+    try:
+        read_torch(path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def _tagged(folder: Path) -> Tuple[Optional[Path], str]:
     """Return the file that ``last_checkpoint`` names, and what is wrong with ``last_checkpoint`` itself."""
     path = folder / TAG
@@ -95,9 +85,9 @@ def _tagged(folder: Path) -> Tuple[Optional[Path], str]:
     try:
         name = path.read_text().strip()
     except (OSError, UnicodeDecodeError):
-        return None, f"{TAG} cannot be read"
+        return None, f"{path} cannot be read."
     if not name or os.path.basename(name) != name or not name.endswith(".pth"):
-        return None, f"{TAG} does not name a checkpoint of this folder"
+        return None, f"{path} does not name a checkpoint of this folder."
     return folder / name, ""
 
 

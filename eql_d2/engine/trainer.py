@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 from unittest.mock import patch
 
 import torch
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model, defaults, hooks
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -23,6 +23,7 @@ from eql_d2.engine.accumulation import accumulating, check_parts
 from eql_d2.engine.best_checkpoint import BestCheckpoint, EarlyStop
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.ema import CHECKPOINT_KEY, WeightAverage
+from eql_d2.engine.finite import CPUAutocastTrainer, FiniteAMPTrainer, FiniteTrainer, check_finite
 from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.last_checkpoint import remove_leftovers
 from eql_d2.engine.protocol import check_protocol, freeze
@@ -31,17 +32,6 @@ from eql_d2.evaluation import build_evaluator, evaluate
 from eql_d2.run_folder import RunFolder, describe_experiment
 
 logger = logging.getLogger("detectron2.eql_d2")
-
-
-class CPUAutocastTrainer(SimpleTrainer):
-    """``SimpleTrainer`` under bfloat16 autocast, for ``SOLVER.AMP.ENABLED`` on a CPU.
-
-    Detectron2's ``AMPTrainer`` refuses CPUs. bfloat16 has the range of float32, so no gradient scaler is needed.
-    """
-
-    def run_step(self):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            super().run_step()
 
 
 class Trainer(DefaultTrainer):
@@ -54,13 +44,18 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg):
         # Detectron2's constructor names these classes itself, where no method can be overridden.
-        keep = cfg.MODEL.LONG_TAIL.TRAINING.CHECKPOINTS_KEPT
-        if keep < 0:
-            raise InputError(f"MODEL.LONG_TAIL.TRAINING.CHECKPOINTS_KEPT is {keep}; it is a number, 0 for all.")
-        own: Dict[str, Any] = {"DetectionCheckpointer": partial(LongTailCheckpointer, keep=keep)}
-        if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        node = cfg.MODEL.LONG_TAIL.TRAINING
+        for key, least in (("CHECKPOINTS_KEPT", 0), ("SKIPPED_STEPS", 1)):
+            if node[key] < least:
+                raise InputError(f"MODEL.LONG_TAIL.TRAINING.{key} is {node[key]}; it is at least {least}.")
+        on_cuda = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        own: Dict[str, Any] = {
+            "DetectionCheckpointer": partial(LongTailCheckpointer, keep=node.CHECKPOINTS_KEPT),
+            "SimpleTrainer": partial(FiniteTrainer, patience=node.SKIPPED_STEPS),
+            "AMPTrainer": partial(FiniteAMPTrainer if on_cuda else CPUAutocastTrainer, patience=node.SKIPPED_STEPS),
+        }
+        if not on_cuda:
             own["create_ddp_model"] = partial(create_ddp_model, device_ids=None)
-            own["AMPTrainer"] = CPUAutocastTrainer
         with patch.multiple(defaults, **own):
             super().__init__(cfg)
         # Of the batch as it was scaled to the number of processes.
@@ -106,14 +101,18 @@ class Trainer(DefaultTrainer):
             super().run_step()
 
     def after_step(self):
-        """Call the hooks; before the last weights are written, see that they are numbers.
+        """Call the hooks; before weights are written, see that they are numbers.
 
         Raises:
-            FloatingPointError: if they are not: the training has diverged in its last step, after its loss was checked.
+            FloatingPointError: if they are not: a step whose gradient was finite has made them infinite.
         """
-        if self.iter + 1 == self.max_iter:
-            check_finite(self.model)
+        if self._is_saved():
+            check_finite(self.model.state_dict())
         super().after_step()
+
+    def _is_saved(self) -> bool:
+        """Return whether this iteration ends with a checkpoint."""
+        return (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.iter + 1 == self.max_iter
 
     def after_train(self):
         """Call the hooks; Detectron2's evaluate even if the last iteration has raised, and must not."""
@@ -216,19 +215,6 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             RunFolder(cfg.OUTPUT_DIR).write_results(describe_experiment(cfg, model), results)
         return results
-
-
-def check_finite(model: torch.nn.Module) -> None:
-    """Check the parameters.
-
-    Raises:
-        FloatingPointError: naming the first that holds a NaN or an infinity.
-    """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise FloatingPointError(
-                f"{name} holds NaN or infinity after the last iteration: the training has diverged, it is not evaluated"
-            )
 
 
 def _share_batch_norm(model: torch.nn.Module) -> None:

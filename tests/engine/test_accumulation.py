@@ -7,8 +7,9 @@ from detectron2.utils.env import seed_all_rng
 
 from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.accumulation import accumulating
+from eql_d2.engine.finite import CPUAutocastTrainer, FiniteTrainer
 from eql_d2.engine.gradient_hook import GradientHook
-from eql_d2.engine.trainer import CPUAutocastTrainer, Trainer
+from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError
 from tests.conftest import tiny_config
 
@@ -54,7 +55,7 @@ def test_parts_make_the_step_of_the_whole_batch(lvis_folder, first_come, amp, to
         for key in ("loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "total_loss"):
             value, expected = (t.storage.history(key).latest() for t in (trainer, whole_trainer))
             assert value == pytest.approx(expected, rel=1e-2 if amp else 1e-5), key
-        assert type(trainer._trainer) is (CPUAutocastTrainer if amp else SimpleTrainer)
+        assert type(trainer._trainer) is (CPUAutocastTrainer if amp else FiniteTrainer)
         assert trainer._trainer.model is model and not trainer._trainer.zero_grad_before_forward
 
 
