@@ -34,9 +34,13 @@ def add_eql_config(cfg: CN) -> None:
     # "classifier", the last linear layer of each stage and no other (cRT, BAGS, ACSL); or "scale", one factor per logit
     # of a frozen classifier (LWS). All else is frozen, with the statistics of its norm layers.
     node.TRAINABLE = "all"
-    # Where the classifier starts when MODEL.WEIGHTS is loaded: "keep" (from the weights, which must fit) or "reset" (at
-    # random, with the loss's bias and without what a loss had accumulated). A resumed run goes on with its own.
+    # Where the classifier starts when MODEL.WEIGHTS is loaded: "keep" (from the weights, which must fit), "reset" (at
+    # random, with the loss's bias and without what a loss had accumulated), or "match" (each class from that of the
+    # same name in the weights, which may have other classes). A resumed run goes on with its own.
     node.INIT_CLASSIFIER = "keep"
+    # With "match": the json in LVIS or COCO format, or the registered data set, whose classes are those of
+    # MODEL.WEIGHTS, as in "coco_2017_train".
+    node.INIT_CLASSES = ""
     # The last layer of the classifier: "linear", or "normed" (cosines, see NORMED).
     node.CLASSIFIER = "linear"
     # The last layer of LongTailMaskHead: "linear" (a 1x1 convolution), or "normed".

@@ -14,6 +14,7 @@ from eql_d2.engine.ema import averaged_weights
 from eql_d2.engine.finite import check_finite
 from eql_d2.engine.last_checkpoint import TAG, drop_old_checkpoints, last_sound_checkpoint
 from eql_d2.engine.protocol import check_start, drop_classifier
+from eql_d2.engine.warm_start import match_classes
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
 from eql_d2.weights import read_checkpoint, write_checkpoint
@@ -122,8 +123,11 @@ class LongTailCheckpointer(DetectionCheckpointer):
         resumes = self.start is None and "trainer" in self.checkpointables
         if not resumes:
             checkpoint["model"] = averaged_weights(checkpoint)
-        if self.start is not None and self.start.MODEL.LONG_TAIL.INIT_CLASSIFIER == "reset":
+        start = "keep" if self.start is None else self.start.MODEL.LONG_TAIL.INIT_CLASSIFIER
+        if start == "reset":
             drop_classifier(self.model, checkpoint["model"])
+        elif start == "match":
+            match_classes(self.start, self.model, checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if self.start is not None:
             check_start(self.start, self.model, incompatible.missing_keys, incompatible.incorrect_shapes)

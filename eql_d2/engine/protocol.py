@@ -21,7 +21,7 @@ TRAINABLE = {
     "classifier": ("cls_score.",),
     "scale": ("cls_scale",),
 }
-INIT_CLASSIFIER = ("keep", "reset")
+INIT_CLASSIFIER = ("keep", "reset", "match")
 #: Parts of a box predictor that belong to the classifier: its parameters and what its loss has accumulated.
 CLASSIFIER_PARTS = ("cls_score.", "cls_scale", "classifier_loss.")
 
@@ -36,7 +36,7 @@ def check_protocol(cfg: CfgNode) -> None:
     for key, values in (("TRAINABLE", tuple(TRAINABLE)), ("INIT_CLASSIFIER", INIT_CLASSIFIER)):
         if node[key] not in values:
             raise InputError(f"MODEL.LONG_TAIL.{key} is {node[key]!r}; there are {', '.join(map(repr, values))}.")
-    if node.TRAINABLE == "scale" and node.INIT_CLASSIFIER == "reset":
+    if node.TRAINABLE == "scale" and node.INIT_CLASSIFIER != "keep":
         raise InputError(
             "MODEL.LONG_TAIL.TRAINABLE is 'scale', which trains factors of a trained classifier; "
             "MODEL.LONG_TAIL.INIT_CLASSIFIER must then be 'keep'."

@@ -229,7 +229,7 @@ def test_keep_needs_a_classifier_in_the_weights(lvis_folder, trainable):
     "opts, words",
     [
         (["TRAINABLE", "head"], ["TRAINABLE is 'head'", "'all', 'box_head', 'classifier', 'scale'"]),
-        (["INIT_CLASSIFIER", "new"], ["INIT_CLASSIFIER is 'new'", "'keep', 'reset'"]),
+        (["INIT_CLASSIFIER", "new"], ["INIT_CLASSIFIER is 'new'", "'keep', 'reset', 'match'"]),
         (["TRAINABLE", "scale", "INIT_CLASSIFIER", "reset"], ["'scale'", "must then be 'keep'"]),
         (["TRAINABLE", "classifier"], ["'classifier'", "MODEL.WEIGHTS is empty", "eql-d2 train-two-stage"]),
         (["TAU_NORM.TAU", 1.5], ["TAU_NORM.TAU is 1.5", "between 0 and 1"]),
