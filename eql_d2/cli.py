@@ -12,6 +12,7 @@ from eql_d2.errors import InputError, run_tool
 PROGRAM = "eql-d2"
 #: What each command does; its module is that of the same name, with underscores, in :mod:`eql_d2.commands`.
 COMMANDS = {
+    "plan": "look at a data set of one's own, and write a page and a config that trains",
     "train": "train or evaluate a config, on one or many processes",
     "train-two-stage": "train a detector, then its classifier alone",
     "evaluate": "score a results file in LVIS or COCO format",

@@ -52,6 +52,16 @@ def save_figure(figure, path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
+def svg(figure) -> bytes:
+    """Return a figure as SVG for a page: letters as outlines, no font is needed; the same bytes each time."""
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    with rc_context({"svg.hashsalt": "eql_d2", "svg.fonttype": "path"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
 def save(figure, folder: Path, name: str) -> Tuple[Path, Path]:
     """Write ``name.png`` and ``name.svg``; return their paths."""
     paths = folder / f"{name}.png", folder / f"{name}.svg"

@@ -93,6 +93,28 @@ def tail_ratio_steps(frequency: CategoryFrequency) -> List[CategoryRow]:
     ]
 
 
+def draw_tail_ratio(panel, frequency: CategoryFrequency, thresholds: Sequence[float]) -> None:
+    """Draw TR(lambda) with the proper range and some thresholds into a panel."""
+    drawn = [row for row in tail_ratio_steps(frequency) if row["lambda"] > 0]
+    ratios = [100 * row["tail_ratio"] for row in drawn]
+    # A category in n images is tail for every lambda above n / all: the line rises there, not at the row's n + 1.
+    rises = [max(row["images"] - 1, 0.5) / frequency.num_images for row in drawn]
+    panel.step(rises, ratios, where="post", color="black")
+    low, high = (100 * bound for bound in PROPER_RANGE)
+    panel.axhspan(
+        low, high, facecolor="0.85", hatch="...", edgecolor="0.6", label=f"proper range: {low:.0f} to {high:.0f}%"
+    )
+    for index, value in enumerate(thresholds):
+        label = f"lambda = {value:g}: {100 * frequency.tail_ratio(value):.1f}%"
+        panel.axvline(value, label=label, **{**style(index), "marker": None})
+    panel.set_xscale("log")
+    panel.set_xlabel("lambda")
+    panel.set_ylabel("tail ratio (%)")
+    panel.set_ylim(0, 102)
+    panel.grid(alpha=0.3)
+    panel.legend(loc="best", fontsize=8)
+
+
 def tail_ratio(runs: Sequence[TrainedModel], categories: CategoryTable, folder: Path) -> Produced:
     """TR(lambda) of the first run's training set, with the thresholds of the runs' losses marked."""
     frequency = categories.frequency
@@ -108,25 +130,7 @@ def tail_ratio(runs: Sequence[TrainedModel], categories: CategoryTable, folder: 
         for name, value in thresholds.items()
     ]
     figure, axes = panels(1)
-    panel = axes[0, 0]
-    drawn = [row for row in rows if row["lambda"] > 0]
-    ratios = [100 * row["tail_ratio"] for row in drawn]
-    # A category in n images is tail for every lambda above n / all: the line rises there, not at the row's n + 1.
-    rises = [max(row["images"] - 1, 0.5) / frequency.num_images for row in drawn]
-    panel.step(rises, ratios, where="post", color="black")
-    low, high = (100 * bound for bound in PROPER_RANGE)
-    panel.axhspan(
-        low, high, facecolor="0.85", hatch="...", edgecolor="0.6", label=f"proper range: {low:.0f} to {high:.0f}%"
-    )
-    for index, value in enumerate(sorted(set(thresholds.values()))):
-        label = f"lambda = {value:g}: {100 * frequency.tail_ratio(value):.1f}%"
-        panel.axvline(value, label=label, **{**style(index), "marker": None})
-    panel.set_xscale("log")
-    panel.set_xlabel("lambda")
-    panel.set_ylabel("tail ratio (%)")
-    panel.set_ylim(0, 102)
-    panel.grid(alpha=0.3)
-    panel.legend(loc="best", fontsize=8)
+    draw_tail_ratio(axes[0, 0], frequency, sorted(set(thresholds.values())))
     return write_tables(
         "tail-ratio",
         f"Share of the image counts that belongs to categories below the threshold (EQL, equation 8), of "

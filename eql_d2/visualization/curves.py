@@ -1,11 +1,10 @@
 """Training curves as pictures that go into a page."""
 
-import io
 from typing import Dict, List, Sequence, Tuple
 
 from markupsafe import Markup
 
-from eql_d2.plotting import style
+from eql_d2.plotting import panels, style, svg
 from eql_d2.run_folder import RunFolder
 from eql_d2.visualization.page import data_uri, render
 
@@ -50,24 +49,18 @@ def _figure(runs: Sequence[RunFolder], key: str) -> Dict[str, str]:
 def _draw(series: Sequence[Tuple[str, Sequence[Tuple[int, float]]]], key: str) -> bytes:
     """Return the plot of named series of (iteration, value) as SVG."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    # Letters as outlines: the page needs no font. A fixed salt: the same runs give the same bytes.
-    with rc_context({"svg.hashsalt": "eql_d2", "svg.fonttype": "path", "text.parse_math": False}):
-        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.subplots()
+    with rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
+        figure, axes = panels(1, width=5.2, height=2.9)
+        panel = axes[0, 0]
         for i, (name, points) in enumerate(series):
             look = style(i) if len(points) < 8 else {**style(i), "marker": None}
-            axes.plot(*zip(*points), linewidth=1.6, label=name, **look)
-        axes.set_title(key, fontsize=10, loc="left")
-        axes.set_xlabel("iteration", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+            panel.plot(*zip(*points), linewidth=1.6, label=name, **look)
+        panel.set_title(key, fontsize=10, loc="left")
+        panel.set_xlabel("iteration", fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
         if len(series) > 1:
-            axes.legend(fontsize=8, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return content.getvalue()
+            panel.legend(fontsize=8, frameon=False)
+        return svg(figure)

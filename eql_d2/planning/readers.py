@@ -1,0 +1,188 @@
+"""Annotations as people have them: a json in COCO or LVIS format, YOLO's label files, Pascal VOC's XML files.
+
+The latter two are read by globox and become a json in COCO format; boxes alone, as globox reads no masks.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import yaml
+from PIL import Image, UnidentifiedImageError
+
+from eql_d2.data.annotations import PathLike, read_annotations, readable_json
+from eql_d2.errors import InputError
+
+#: Image files that lie in a folder of YOLO.
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_YOLO_LIST = "a data.yaml of YOLO with 'train' (and 'val', 'names'), as ultralytics writes it"
+
+
+class Split(NamedTuple):
+    """Annotated images: the parsed json in COCO or LVIS format, and the folder that its file names start at."""
+
+    content: Dict[str, Any]
+    images: Path
+
+
+def read_split(source: PathLike, images: Optional[PathLike] = None) -> Tuple[Split, Optional[Split]]:
+    """Read a data set.
+
+    Args:
+        source: a json in COCO or LVIS format; YOLO's ``data.yaml``; or a folder with ``data.yaml``, or of Pascal VOC
+            (``Annotations/*.xml`` and ``JPEGImages``, or XML files beside the images).
+        images: the image folder; for a json by default ``images`` beside it, else its own folder.
+
+    Returns:
+        The images to train on, and those to validate on where the data set says which (YOLO's ``val``).
+
+    Raises:
+        InputError: if it is nothing of this, or a file of it cannot be used.
+    """
+    path = Path(source)
+    if path.is_dir():
+        lists = [path / name for name in ("data.yaml", "dataset.yaml") if (path / name).is_file()]
+        return _read_yolo(lists[0]) if lists else (_read_voc(path, images), None)
+    if path.suffix in (".yaml", ".yml"):
+        return _read_yolo(path)
+    read_annotations(path)  # names what is wrong with it
+    with readable_json(path):
+        content = json.loads(path.read_bytes())
+    folders = [Path(images)] if images else [path.parent / "images", path.parent]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise InputError(f"--images {images}: there is no such folder; it should hold the images of {path}.")
+    return Split(content, folder), None
+
+
+def _read_yolo(path: Path) -> Tuple[Split, Optional[Split]]:
+    """Read the image folders that a ``data.yaml`` lists, each with a folder ``labels`` in the place of ``images``."""
+    try:
+        listed = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path} cannot be read ({' '.join(str(error).split())}); it should be {_YOLO_LIST}."
+        ) from None
+    if not isinstance(listed, dict) or not listed.get("train") or not isinstance(listed.get("names"), (list, dict)):
+        raise InputError(f"{path} is no list of a data set: it should be {_YOLO_LIST}.")
+    names = listed["names"]
+    names = {int(key): str(name) for key, name in (names.items() if isinstance(names, dict) else enumerate(names))}
+    root = path.parent / str(listed.get("path") or "")
+    root = root if root.is_dir() else path.parent  # a path of the machine that wrote it
+    splits = {}
+    for key in ("train", "val"):
+        entries = listed.get(key) or []
+        folders = [
+            _yolo_folder(root, str(entry), path) for entry in ([entries] if isinstance(entries, str) else entries)
+        ]
+        if folders:
+            splits[key] = Split(
+                _coco(_yolo_images(root, folders, names), [names[label] for label in sorted(names)]), root
+            )
+    return splits["train"], splits.get("val")
+
+
+def _yolo_folder(root: Path, entry: str, listed_in: Path) -> Path:
+    # Roboflow writes "../train/images" for a folder beside data.yaml.
+    for folder in (root / entry, root / entry.replace("../", "")):
+        if folder.is_dir():
+            return folder.resolve()
+    raise InputError(f"{listed_in} lists the image folder {entry}, which is not below {root}; it should be.")
+
+
+def _yolo_images(root: Path, folders: Iterable[Path], names: Dict[int, str]) -> List[Any]:
+    globox = _import_globox()
+    annotations = []
+    for folder in folders:
+        parts = list(folder.parts)
+        if "images" not in parts:
+            raise InputError(f"{folder}: the labels of YOLO lie in a folder 'labels' in the place of 'images'.")
+        place = len(parts) - 1 - parts[::-1].index("images")
+        labels = Path(*parts[:place], "labels", *parts[place + 1 :])
+        for image in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES):
+            name, size = _relative(image, root), _image_size(image)
+            file = labels / image.relative_to(folder).with_suffix(".txt")
+            if not file.is_file():  # an image without an object has no file, or an empty one
+                annotations.append(globox.Annotation(name, size, []))
+                continue
+            try:
+                one = globox.Annotation.from_yolo_v5(file, image_size=size, image_id=name)
+                one.map_labels({str(label): class_name for label, class_name in names.items()})
+                unknown = {box.label for box in one.boxes} - set(names.values())
+            except (globox.errors.ParsingError, ValueError) as error:
+                raise InputError(
+                    f"{file} cannot be read ({error}); a line holds a label and the box as x, y, width, height, shares "
+                    f"of the image. Polygons (YOLO segmentation) are to be converted to COCO's json first."
+                ) from None
+            if unknown:
+                raise InputError(f"{file} has the label {sorted(unknown)[0]}, which is not among the names.")
+            annotations.append(one)
+    if not annotations:
+        raise InputError(f"{', '.join(map(str, folders))}: there is no image.")
+    return annotations
+
+
+def _read_voc(folder: Path, images: Optional[PathLike]) -> Split:
+    globox = _import_globox()
+    xml = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
+    files = sorted(xml.glob("*.xml"))
+    if not files:
+        raise InputError(
+            f"{folder} holds neither data.yaml (YOLO) nor Annotations/*.xml (Pascal VOC); name one of them, or a json."
+        )
+    annotations = []
+    for file in files:
+        try:
+            annotations.append(globox.Annotation.from_pascal_voc(file))
+        except (globox.errors.ParsingError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({error}); it should be Pascal VOC's XML.") from None
+    names = sorted({box.label for one in annotations for box in one.boxes})
+    places = [Path(images)] if images else [folder / "JPEGImages", folder / "images", xml]
+    root = next((place for place in places if (place / annotations[0].image_id).is_file()), None)
+    if root is None:
+        raise InputError(f"{annotations[0].image_id} is in none of {', '.join(map(str, places))}; name it by --images.")
+    return Split(_coco(annotations, names), root)
+
+
+def _coco(annotations: Sequence[Any], names: Sequence[str]) -> Dict[str, Any]:
+    """Return globox's annotations as the content of a json in COCO format, with category ids from 1."""
+    ids = {name: label + 1 for label, name in enumerate(names)}
+    images, objects = [], []
+    for image_id, one in enumerate(sorted(annotations, key=lambda one: one.image_id), 1):
+        width, height = one.image_size
+        images.append({"id": image_id, "file_name": one.image_id, "width": width, "height": height})
+        for box in one.boxes:
+            # What labels rounded over the border is cut off, as everything that reads them does.
+            left, top = max(box.xmin, 0.0), max(box.ymin, 0.0)
+            x, y, w, h = left, top, min(box.xmax, width) - left, min(box.ymax, height) - top
+            entry = {"id": len(objects) + 1, "image_id": image_id, "category_id": ids[box.label], "iscrowd": 0}
+            objects.append({**entry, "bbox": [x, y, w, h], "area": w * h})
+    return {
+        "images": images,
+        "annotations": objects,
+        "categories": [{"id": category_id, "name": name} for name, category_id in ids.items()],
+    }
+
+
+def _relative(path: Path, root: Path) -> str:
+    try:
+        return path.relative_to(root.resolve()).as_posix()
+    except ValueError:
+        return str(path)  # an absolute file name stays what it is when it is joined to the folder
+
+
+def _image_size(path: Path) -> Tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}).") from None
+
+
+def _import_globox():
+    try:
+        import globox
+        import globox.errors
+    except ImportError:
+        raise InputError('Reading YOLO and Pascal VOC needs globox: pip install "eql_d2[plan]".') from None
+    return globox
