@@ -9,7 +9,7 @@ from typing import List, Sequence, Tuple
 
 import numpy as np
 
-from eql_d2.data.annotations import PathLike, check_ids, decode_segmentation, read_annotations
+from eql_d2.data.annotations import PathLike, check_content, decode_segmentation, read_annotations
 from eql_d2.data.categories import CategoryTable
 from eql_d2.data.check import check_dataset
 from eql_d2.data.frequency import CategoryFrequency
@@ -67,7 +67,7 @@ class DatasetFacts:
             InputError: if it is in neither format, its ids do not fit together, or no image shows an object.
         """
         content = read_annotations(json_file)
-        check_ids(content, json_file)
+        check_content(content, json_file)
         counts = content.counts()
         names = [category.name for category in content.sorted_categories]
         by_image = content.annotations_by_image()
@@ -77,7 +77,11 @@ class DatasetFacts:
         first = image_record(min(content.images, key=lambda image: image.id))
         path_of = choose_file_naming(str(images), first) if content.is_lvis else FileNaming(str(images), "file_name")
         flat = [one for listed in objects for one in listed]
-        masked = sum(decode_segmentation(one, json_file) is not None for one in flat)
+        masked = sum(
+            decode_segmentation(one, image, json_file) is not None
+            for image, listed in zip(content.images, objects)
+            for one in listed
+        )
         sides = np.sort([[image.height, image.width] for image in content.images], axis=1)
         number = np.array([len(listed) for listed in objects])
         return cls(
