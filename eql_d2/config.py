@@ -1,18 +1,23 @@
 """Every config key that this package adds to Detectron2's, under one node: ``MODEL.LONG_TAIL``."""
 
+import os
 import re
 from difflib import get_close_matches
 from typing import Any, Dict, Mapping, Sequence
+from unittest.mock import patch
 
 import torch
+import yaml
 
 from eql_d2.compat import check_detectron2
 
 check_detectron2()  # before anything of Detectron2 is imported, so that a wrong version is named as such
 
+import detectron2  # noqa: E402
 from detectron2.config import CfgNode as CN  # noqa: E402
 from detectron2.config import get_cfg as get_detectron2_cfg  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
+from fvcore.common.config import CfgNode as YamlReader  # noqa: E402
 
 from eql_d2.config_files import find_config_file  # noqa: E402
 from eql_d2.errors import InputError  # noqa: E402
@@ -199,13 +204,18 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CN:
             :func:`eql_d2.config_files.get_config_file` takes it; empty for the defaults.
         opts: alternating keys and values, as they trail a command line.
 
+    Nothing in a file or in its ``_BASE_`` files is executed. Detectron2's own files, which compute a value, load.
+
     Raises:
-        InputError: if the file is missing or no YAML, or a key is unknown or has a value of the wrong type.
+        InputError: if the file is missing or no YAML, holds a tag that would execute something, or a key is unknown or
+            has a value of the wrong type.
     """
     cfg = get_cfg()
     if config_file:
         config_file = find_config_file(config_file)
-        _merge(cfg, lambda: cfg.merge_from_file(config_file), config_file)
+        # Detectron2 reads its files by this method of the class, and by default executes what they say.
+        with patch.object(CN, "load_yaml_with_base", _PlainYaml.load_yaml_with_base):
+            _merge(cfg, lambda: cfg.merge_from_file(config_file), config_file)
     opts = list(opts)
     if len(opts) % 2:
         raise InputError(f"The config overrides {' '.join(opts)} are not pairs of KEY VALUE.")
@@ -214,6 +224,34 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CN:
     # A name that is misspelt is worth an answer before a data set is read.
     CLASSIFIER_LOSS_REGISTRY.get(cfg.MODEL.LONG_TAIL.LOSS)
     return cfg
+
+
+class _PlainYaml(YamlReader):
+    """Reads YAML with its ``_BASE_`` files as plain values, but for the files that Detectron2 itself has brought."""
+
+    _open_cfg = CN._open_cfg
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Dict[str, Any]:
+        if os.path.exists(filename) and not os.path.isfile(filename):  # a pipe would be waited for
+            raise InputError(f"{filename} is no file; a config, and each _BASE_ of one, is a YAML file.")
+        try:
+            return super().load_yaml_with_base(filename, allow_unsafe=_is_detectron2_s_own(filename))
+        except yaml.constructor.ConstructorError as error:
+            raise InputError(
+                f"{filename} has a value that is no plain one ({' '.join(str(error).split())}); nothing in a config is "
+                f"executed."
+            ) from None
+        except RecursionError:
+            raise InputError(f"{filename} leads back to itself by _BASE_, or is nested too deep.") from None
+
+
+def _is_detectron2_s_own(path: str) -> bool:
+    """Whether a file is of the Detectron2 that is installed; in a checkout its configs are linked into the package."""
+    package = os.path.dirname(detectron2.__file__)
+    folders = [os.path.realpath(folder) for folder in (package, os.path.join(package, "model_zoo", "configs"))]
+    real = os.path.realpath(path)
+    return any(os.path.commonpath([real, folder]) == folder for folder in folders)
 
 
 def _return_enough_for_ap_fixed(cfg: CN) -> None:
@@ -228,6 +266,12 @@ def _merge(cfg: CN, merge, source: str) -> None:
     """Call ``merge`` and turn what yacs and PyYAML raise into one sentence."""
     try:
         merge()
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not valid YAML: it is no text ({error}).") from None
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{source} is no mapping of config keys to values ({error}).") from None
     except (KeyError, AssertionError, ValueError) as error:
         message = str(error.args[0]) if error.args else str(error)
         found = re.search(r"Non-existent (?:config )?key: ([\w.\-]+)", message)
@@ -238,10 +282,8 @@ def _merge(cfg: CN, merge, source: str) -> None:
         raise InputError(f"{source}: {found.group(1)} is no config key.{hint}") from None
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error}).") from None
-    except Exception as error:  # PyYAML's errors have no common name without importing it
-        if type(error).__module__.startswith("yaml"):
-            raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
-        raise
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def choose_device(cfg: CN) -> None:

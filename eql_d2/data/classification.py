@@ -281,7 +281,7 @@ def _text(path: PathLike) -> str:
 def _read_npz(path: str, split: str) -> Tuple[np.ndarray, np.ndarray, List[str]]:
     try:
         with np.load(path, allow_pickle=False) as content:
-            images, labels = content[f"x_{split}"], content[f"y_{split}"].astype(np.int64).reshape(-1)
+            images, labels = content[f"x_{split}"], np.asarray(content[f"y_{split}"], dtype=np.int64).reshape(-1)
             every = content["y_train"] if split == "test" else labels
             given = content["classes"].tolist() if "classes" in content.files else None
     except FileNotFoundError:

@@ -225,13 +225,18 @@ def _read(path: Path) -> Dict[str, Any]:
     """Return the content of a specification with that of its ``_BASE_``."""
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from None
+    except RecursionError:
+        raise InputError(f"{path} leads back to itself by _BASE_, or is nested too deep.") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is {type(content).__name__}; a table specification is a mapping.")
     if "_BASE_" not in content:
         return content
-    base = _read(path.parent / content.pop("_BASE_"))
+    base_path = path.parent / str(content.pop("_BASE_"))
+    if not base_path.is_file():
+        raise InputError(f"{path}: _BASE_ is {str(base_path)!r}; there is no such file.")
+    base = _read(base_path)
     for key in _JOINED:
         content[key] = [*base.get(key, ()), *content.get(key, ())]
     for key in _MERGED:
