@@ -12,6 +12,7 @@ from eql_d2.config import choose_device, load_config
 from eql_d2.config_files import find_config_file
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.fit import fit_to_data
+from eql_d2.engine.console import setup_console
 from eql_d2.errors import InputError
 from eql_d2.files import FolderLock, cannot_write
 from eql_d2.run_folder import RunFolder
@@ -34,6 +35,7 @@ def setup(args) -> CfgNode:
     choose_device(cfg)
     _take_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
+    setup_console(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     register_from_config(cfg)  # after the log is set up: it tells what is left out of a data set
     fit_to_data(cfg)

@@ -1,6 +1,7 @@
 """The trainer behind eql-d2 train."""
 
 import logging
+import sys
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
@@ -22,6 +23,7 @@ from eql_d2.data.images import build_image_test_loader, build_image_train_loader
 from eql_d2.engine.accumulation import accumulating, check_parts
 from eql_d2.engine.best_checkpoint import BestCheckpoint, EarlyStop
 from eql_d2.engine.checkpoint import LongTailCheckpointer
+from eql_d2.engine.console import ProgressBar, settings_that_matter
 from eql_d2.engine.ema import CHECKPOINT_KEY, WeightAverage
 from eql_d2.engine.finite import CPUAutocastTrainer, FiniteAMPTrainer, FiniteTrainer, check_finite
 from eql_d2.engine.gradient_hook import GradientHook
@@ -92,6 +94,7 @@ class Trainer(DefaultTrainer):
             frequency = category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY)
             RunFolder(self.cfg.OUTPUT_DIR).write_frequency(frequency)
             log_experiment(self.cfg, self.model)
+            logger.info("Settings:\n%s", "\n".join(settings_that_matter(self.cfg, self.model, frequency)))
         with suppress(EarlyStop):
             super().train()
         return getattr(self, "_last_eval_results", None) or {}
@@ -123,6 +126,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         ret = super().build_hooks()
         self.evaluated_model = self.model
+        if comm.is_main_process() and sys.stdout.isatty():
+            ret.append(ProgressBar(sys.stdout))
         if self.cfg.MODEL.LONG_TAIL.EMA.DECAY:
             ret = self._with_average(ret)
         if self.cfg.MODEL.LONG_TAIL.ANALYSIS.PERIOD:
