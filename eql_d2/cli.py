@@ -17,6 +17,7 @@ COMMANDS = {
     "train-two-stage": "train a detector, then its classifier alone",
     "evaluate": "score a results file in LVIS or COCO format",
     "calibrate": "collect the logit statistics of a trained model",
+    "thresholds": "the score from which each class is shown, from a validation set",
     "schedule": "images of an epoch, iterations and epochs of a config on its data",
     "convert-checkpoint": "weights of mmdetection, torchvision or timm for MODEL.WEIGHTS",
     "predict": "detections of a trained model on images or a video",

@@ -1,7 +1,7 @@
 """Inference as users do it: images in, instances out, pictures and a results file on request."""
 
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import Tensor
 
 import eql_d2.modeling  # noqa: F401  (registers the model)
 from eql_d2.config import choose_device, load_config
@@ -18,6 +19,7 @@ from eql_d2.data.builtin import register_from_config
 from eql_d2.data.fit import fit_to_data
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.errors import InputError
+from eql_d2.evaluation.thresholds import Thresholds
 from eql_d2.run_folder import RunFolder
 
 
@@ -31,9 +33,14 @@ class Predictor:
         weights: a checkpoint, in place of ``MODEL.WEIGHTS``.
         device: in place of ``MODEL.DEVICE``.
         batch_size: images per forward pass.
+        thresholds: a file of ``eql-d2 thresholds``, the least score of each class; by default ``thresholds.json``
+            beside the checkpoint, if there is one, and ``None`` for all detections.
+
+    Attributes:
+        thresholds: float32 ``[K]``, or ``None``.
 
     Raises:
-        InputError: if the weights are missing or do not fit the config.
+        InputError: if the weights are missing or do not fit the config, or the thresholds are of other classes.
 
     Example:
         >>> predictor = Predictor("output/config.yaml", weights="output/model_final.pth")
@@ -41,7 +48,14 @@ class Predictor:
         >>> cv2.imwrite("detections.jpg", predictor.draw(cv2.imread("image.jpg"), instances))
     """
 
-    def __init__(self, cfg: Union[CfgNode, str, Path], weights: str = "", device: str = "", batch_size: int = 1):
+    def __init__(
+        self,
+        cfg: Union[CfgNode, str, Path],
+        weights: str = "",
+        device: str = "",
+        batch_size: int = 1,
+        thresholds: Union[str, Path, None] = "",
+    ):
         cfg = cfg.clone() if isinstance(cfg, CfgNode) else load_config(str(cfg))
         cfg.defrost()
         cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
@@ -56,6 +70,7 @@ class Predictor:
         self.model = build_model(cfg).eval()
         LongTailCheckpointer(self.model, require_classifier=True).load(cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
+        self.thresholds = _read_thresholds(cfg, thresholds)
         self.metadata = MetadataCatalog.get((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN, "__unused")[0])
 
     @property
@@ -99,13 +114,30 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
     def _forward(self, batch: Sequence[Dict[str, Any]]) -> List[Instances]:
-        return [output["instances"].to("cpu") for output in self.model(batch)]
+        found = [output["instances"].to("cpu") for output in self.model(batch)]
+        if self.thresholds is None:
+            return found
+        return [instances[instances.scores >= self.thresholds[instances.pred_classes]] for instances in found]
 
     def draw(self, image: np.ndarray, instances: Instances, confidence_threshold: float = 0.0) -> np.ndarray:
         """Return the image with the detections above a score drawn in, with class names; uint8 BGR ``[H, W, 3]``."""
         kept = instances[instances.scores > confidence_threshold]
         visualizer = Visualizer(image[:, :, ::-1], self.metadata, instance_mode=ColorMode.IMAGE)
         return visualizer.draw_instance_predictions(kept).get_image()[:, :, ::-1]
+
+
+def _read_thresholds(cfg: CfgNode, path: Union[str, Path, None]) -> Optional[Tensor]:
+    """Return the thresholds of a file, by default of that beside the weights; ``None`` for none."""
+    beside = RunFolder(Path(cfg.MODEL.WEIGHTS).parent).thresholds_file
+    if path is None or (not path and not beside.is_file()):
+        return None
+    values = Thresholds.load(path or beside).values()
+    if len(values) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise InputError(
+            f"{path or beside} has thresholds of {len(values)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; choose them with eql-d2 thresholds on detections of this model."
+        )
+    return torch.tensor(values)
 
 
 def _use_counts_beside_weights(cfg: CfgNode) -> None:

@@ -47,6 +47,7 @@ class RunFolder:
         frequency_file: the counts of the training set that the loss used.
         gradients_file: sums of the :class:`~eql_d2.engine.gradient_hook.GradientHook`.
         statistics_file: logit statistics, where calibration is not told another place.
+        thresholds_file: operating thresholds of the classes, by eql-d2 thresholds.
         console_file: what the processes said that another one started.
     """
 
@@ -62,6 +63,7 @@ class RunFolder:
         self.frequency_file = self.folder / "category_frequency.json"
         self.gradients_file = self.folder / "training_gradients.csv"
         self.statistics_file = self.folder / "logit_statistics.pth"
+        self.thresholds_file = self.folder / "thresholds.json"
         self.console_file = self.folder / "console.txt"
 
     def inference_folder(self, dataset: str, augmented: bool = False) -> Path:

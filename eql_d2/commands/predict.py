@@ -23,7 +23,14 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", type=Path, help="images and folders of images")
     parser.add_argument("--video-input", type=Path, help="a video")
     parser.add_argument("--output", type=Path, required=True, help="a folder for pictures, or the file of the video")
-    parser.add_argument("--confidence-threshold", type=float, default=0.5, help="least score of what is drawn")
+    parser.add_argument(
+        "--thresholds", metavar="FILE",
+        help="least score of each class, from eql-d2 thresholds; default: thresholds.json beside the weights, if it is "
+        "there; none: all detections",
+    )  # fmt: skip
+    parser.add_argument(
+        "--confidence-threshold", type=float, help="least score of what is drawn (default 0.5, with thresholds 0)"
+    )
     parser.add_argument("--results", type=Path, help="also write all detections to this json, in LVIS results format")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--device", default="", help="cpu, cuda, cuda:1, ...; as the config says by default")
@@ -96,5 +103,8 @@ def run_video(predictor, args):
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_arguments(argv)
     cfg = load_config(args.config_file, args.opts)
-    predictor = Predictor(cfg, device=args.device, batch_size=args.batch_size)
+    thresholds = None if args.thresholds == "none" else args.thresholds or ""
+    predictor = Predictor(cfg, device=args.device, batch_size=args.batch_size, thresholds=thresholds)
+    if args.confidence_threshold is None:
+        args.confidence_threshold = 0.5 if predictor.thresholds is None else 0.0
     run_video(predictor, args) if args.video_input else run_images(predictor, args)

@@ -17,6 +17,17 @@ from eql_d2.evaluation.results_file import Results, load_detections
 
 def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detections: int, per_category: int) -> Curves:
     """Evaluate in the LVIS protocol; arguments as in :func:`eql_d2.evaluation.backends.evaluate_results`."""
+    evaluation = lvis_evaluator(annotations, results, iou_type, max_detections, per_category)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    order = np.argsort(evaluation.params.cat_ids)
+    return Curves(evaluation.eval["precision"].mean(axis=1)[:, order], evaluation.eval["recall"][:, order])
+
+
+def lvis_evaluator(
+    annotations: Any, results: Results, iou_type: str, max_detections: int, per_category: int = 0
+) -> Any:
+    """Return a ``lvis.LVISEval`` of which nothing is computed yet; arguments as for :func:`lvis_curves`."""
     lvis = import_lvis()
     content = load_annotations(annotations)
     detections = _prepare(results, iou_type)
@@ -38,15 +49,22 @@ def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detection
             {"image_id": content["images"][0]["id"], "category_id": content["categories"][0]["id"], "score": 0.0}
         ]
         detections[0]["bbox"] = [0.0, 0.0, 0.0, 0.0]
-    evaluation = lvis.LVISEval(ground_truth, lvis.LVISResults(ground_truth, detections, max_detections), iou_type)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    order = np.argsort(evaluation.params.cat_ids)
-    return Curves(evaluation.eval["precision"].mean(axis=1)[:, order], evaluation.eval["recall"][:, order])
+    return lvis.LVISEval(ground_truth, lvis.LVISResults(ground_truth, detections, max_detections), iou_type)
 
 
 def coco_curves(annotations: Any, results: Results, iou_type: str, max_detections: int) -> Curves:
     """Evaluate in the COCO protocol; arguments as in :func:`eql_d2.evaluation.backends.evaluate_results`."""
+    evaluation = coco_evaluator(annotations, results, iou_type, max_detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    order = np.argsort(evaluation.params.catIds)
+    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
+    return Curves(precision.mean(axis=1)[:, order], recall[:, order])
+
+
+def coco_evaluator(annotations: Any, results: Results, iou_type: str, max_detections: int) -> Any:
+    """Return a ``pycocotools`` ``COCOeval`` of which nothing is computed yet; arguments as for :func:`coco_curves`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -54,6 +72,7 @@ def coco_curves(annotations: Any, results: Results, iou_type: str, max_detection
     detections = _prepare(results, iou_type)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         ground_truth = COCO()
+        content["annotations"] = [{"iscrowd": 0, **record} for record in content["annotations"]]  # it is read always
         ground_truth.dataset = content
         ground_truth.createIndex()
         content.setdefault("info", {})
@@ -65,11 +84,7 @@ def coco_curves(annotations: Any, results: Results, iou_type: str, max_detection
             prepared.createIndex()
         evaluation = COCOeval(ground_truth, prepared, iou_type)
         evaluation.params.maxDets = [max_detections if max_detections >= 0 else max(len(detections), 1)]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    order = np.argsort(evaluation.params.catIds)
-    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
-    return Curves(precision.mean(axis=1)[:, order], recall[:, order])
+    return evaluation
 
 
 def import_lvis() -> types.ModuleType:

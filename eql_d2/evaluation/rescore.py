@@ -57,7 +57,7 @@ def rescore(
     evaluations = evaluate_tasks(
         annotations,
         results,
-        iou_type or _iou_types(results),
+        iou_type or iou_types_of(results),
         fixed=(False, True) if fixed else (False,),
         backend=backend,
         max_detections=_DEFAULT_CAP[protocol] if max_detections is None else max_detections,
@@ -77,7 +77,7 @@ def rescore(
     return f"{protocol.upper()} protocol, AP and AR in percent\n\n{format_metrics(evaluations)}"
 
 
-def _iou_types(results: Path) -> Sequence[str]:
+def iou_types_of(results: Path) -> Sequence[str]:
     """Return what the results can be scored by."""
     record = first_record(results)
     if record is None:
