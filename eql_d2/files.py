@@ -35,7 +35,9 @@ def whole_file(path: PathLike) -> Iterator[BinaryIO]:
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w+b") as file:
+        # Made anew: in a folder that others write to, what lies there may be a link to any file of the user's.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -33,6 +33,16 @@ def test_a_failure_leaves_the_earlier_file(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "earlier" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / f"a.txt.tmp{os.getpid()}").symlink_to(tmp_path / "precious")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "precious")
+    write_whole(tmp_path / "a.txt", "new")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "a.txt").read_text() == "new" and not (tmp_path / "a.txt").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize("write", [lambda file: file.write(bytes(1 << 20)), "torch.save", "numpy.savez"])
 def test_a_full_disk_leaves_the_earlier_file_and_no_other(tmp_path, write):
     path = tmp_path / "weights"

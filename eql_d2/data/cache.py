@@ -221,10 +221,51 @@ def cache_files(json_file: str) -> List[Path]:
     chosen = os.environ.get(ENVIRONMENT_VARIABLE, "")
     if chosen == "off":
         return []
-    if chosen:
-        return [Path(chosen).expanduser() / in_folder]
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    return [path.with_name(f"{path.name}.eql_d2_cache"), user_cache / "eql_d2" / in_folder]
+    place = Path(os.path.expanduser(chosen)) / in_folder if chosen else path.with_name(f"{path.name}.eql_d2_cache")
+    if chosen and not _is_strangers(place):
+        return [place]
+    user_cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    # A user id that the system does not know has no home, and the ~ stays.
+    places = [place, Path(user_cache) / "eql_d2" / in_folder] if os.path.isabs(user_cache) else [place]
+    return [place for place in places if not _is_strangers(place)]
+
+
+def _is_strangers(location: Path) -> bool:
+    """Whether something lies there that is no file of this user's alone or root's; it is neither read nor replaced."""
+    try:
+        status = os.stat(location)
+    except OSError:
+        return False  # it is not there; or it cannot be read, which is said when that is tried
+    if not _is_safe(status):
+        logger.warning(
+            f"{location} is not used: it should be a file that this user or root alone can write. Remove it."
+        )
+        return True
+    return False
+
+
+def _is_safe(status: os.stat_result) -> bool:
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    if not hasattr(os, "geteuid"):  # Windows
+        return True
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@contextmanager
+def _opened(location: Path) -> Iterator[BinaryIO]:
+    """Open a cache file to read, and see once more that it is no stranger's, now that it cannot be exchanged.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is a stranger's, or no file.
+    """
+    # Without the flag, the opening of a pipe would wait for somebody to write.
+    descriptor = os.open(location, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        if not _is_safe(os.fstat(descriptor)):
+            raise ValueError("others have written or may write it")
+        yield file
 
 
 def _build(source: Source, content: Any, checksum: str, locations: List[Path]) -> Any:
@@ -242,8 +283,8 @@ def _build(source: Source, content: Any, checksum: str, locations: List[Path]) -
 def _write_cache(source: Source, content: Any, checksum: str, location: Path) -> Any:
     """Write a cache file; it appears whole or not at all, and of several writers the last one wins."""
     with whole_file(location) as file:
-        # Whoever may read the annotations may read their cache, and nobody else.
-        os.chmod(file.name, stat.S_IMODE(os.stat(source.files[0]).st_mode) & 0o666 | stat.S_IRUSR | stat.S_IWUSR)
+        # Whoever may read the annotations may read their cache, and nobody else; nobody else may write it.
+        os.chmod(file.name, stat.S_IMODE(os.stat(source.files[0]).st_mode) & 0o444 | stat.S_IRUSR | stat.S_IWUSR)
         checked = _ChecksummingWriter(file)
         header = source.pack(content, checksum, checked)
         header_start = file.tell()
@@ -268,7 +309,7 @@ class _ChecksummingWriter:
 def _read_cache(location: Path, source: Source, checksum: str) -> Any:
     """Return the table in a cache file; ``None`` if there is none, it is damaged, or was made from other files."""
     try:
-        with open(location, "rb") as file:
+        with _opened(location) as file:
             header, header_start = _read_header(file, source.header_type)
             if header.checksum != checksum:
                 logger.info(f"{location} was made from an earlier version of {source.name} and is built anew.")
@@ -322,7 +363,7 @@ def _mapped_table(file: BinaryIO, header: PackedHeader, header_start: int, locat
 
 def _reopen(location: str, header: PackedHeader, header_start: int) -> Any:
     """Map a cache file again in a worker process that was not forked."""
-    with open(location, "rb") as file:
+    with _opened(Path(location)) as file:
         found, found_start = _read_header(file, type(header))
         if (found.checksum, found_start) != (header.checksum, header_start):
             raise RuntimeError(f"{location} was replaced while it was in use; start again.")

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import pickle
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -183,3 +185,132 @@ def test_four_processes_at_once(save, content, monkeypatch, tmp_path):
     assert log.read_text() == "parsed\n", "one process parses, the others take its cache"
     assert sorted(entry.name for entry in Path(path).parent.iterdir()) == ["train.json", "train.json.eql_d2_cache"]
     assert load(path) == list(load_lvis(path, "images"))
+
+
+def of_a_stranger(path):
+    os.chown(path, 12345, 12345)
+
+
+def writable_by_others(path):
+    path.chmod(0o666)
+
+
+def writable_by_the_group(path):
+    path.chmod(0o664)
+
+
+def a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link_to_a_stranger_s(path):
+    target = path.with_name("elsewhere")
+    path.rename(target)
+    target.chmod(0o606)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+@pytest.mark.parametrize(
+    "plant", [of_a_stranger, writable_by_others, writable_by_the_group, a_pipe, a_link_to_a_stranger_s]
+)
+def test_a_planted_cache_is_left_alone(save, content, parsed, caplog, monkeypatch, tmp_path, plant, chosen):
+    """A sound cache with other labels, in whose place or with whose rights it may be another user's, is not used."""
+    if plant is of_a_stranger and os.geteuid():
+        pytest.skip("only root can give a file away")
+    path = save(content)
+    if chosen:
+        monkeypatch.setenv(cache.ENVIRONMENT_VARIABLE, str(tmp_path / "chosen"))
+    load(path)
+    planted = next((tmp_path / "chosen").iterdir()) if chosen else beside(path)
+    plant(planted)
+    before = os.lstat(planted)
+    first = load(path)
+    assert len(parsed) == 2 and f"{planted} is not used" in caplog.text
+    assert load(path) == first and len(parsed) == 2, "this user's own cache is used from now on"
+    assert len(list((tmp_path / "user_cache" / "eql_d2").iterdir())) == 1
+    assert os.lstat(planted) == before
+
+
+def test_nobody_else_may_write_a_cache(save, content):
+    path = save(content)
+    os.chmod(path, 0o666)
+    load(path)
+    assert beside(path).stat().st_mode & 0o777 == 0o644
+
+
+NOBODY = 54321
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may enter and write to, as a shared one is; pytest's own are closed."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def load_as(user, path, results):
+    """Become another user, load, and put a label of the third image and how often the json was parsed into a queue."""
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+    parsed, parse = [], cache.parse_annotations
+    cache.parse_annotations = lambda *args: parsed.append(1) or parse(*args)
+    try:
+        records = load(path)
+        results.put((records[2]["annotations"][0]["category_id"], len(parsed)))
+    except BaseException as error:
+        results.put(repr(error))
+        raise
+
+
+def as_user(user, path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=load_as, args=(user, path, results))
+    process.start()
+    found = results.get(timeout=60)
+    process.join()
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_each_user_s_own_cache(open_folder, save, content, monkeypatch):
+    """Neither another user nor root takes the cache that a user has left in a shared folder; each makes one, once."""
+    path = str(shutil.copy(save(content), open_folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(open_folder / "first"))
+    right = as_user(NOBODY, path)
+    assert right[1] == 1 and os.stat(beside(path)).st_uid == NOBODY
+    assert as_user(NOBODY, path) == (right[0], 0)
+    for user, home in ((NOBODY + 1, "second"), (0, "third")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(open_folder / home))
+        assert as_user(user, path) == (right[0], 1)
+        assert as_user(user, path) == (right[0], 0)
+        assert len(list((open_folder / home / "eql_d2").iterdir())) == 1
+    assert os.stat(beside(path)).st_uid == NOBODY
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_s_cache_serves_everybody(open_folder, save, content):
+    path = str(shutil.copy(save(content), open_folder))
+    os.chmod(path, 0o644)
+    load(path)
+    assert as_user(NOBODY, path)[1] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("home", [None, "", "~"])
+def test_no_home_and_a_user_that_the_system_does_not_know(open_folder, save, content, monkeypatch, home):
+    path = str(shutil.copy(save(content), open_folder))
+    os.chmod(path, 0o644)
+    open_folder.chmod(0o755)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    if home is None:
+        monkeypatch.delenv("HOME", raising=False)
+    else:
+        monkeypatch.setenv("HOME", home)
+    assert as_user(NOBODY, path)[1] == 1
+    assert [entry.name for entry in open_folder.iterdir()] == ["train.json"]
