@@ -228,7 +228,7 @@ def add_loss_settings(node: CN) -> None:
 def add_calibration_settings(node: CN) -> None:
     """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""
     node.CALIBRATION = CN()
-    # A name in CALIBRATION_REGISTRY ("NORCAL", "LOGN"), or "" for none. Its settings are in the node of the same name.
+    # A name in CALIBRATION_REGISTRY, or "" for none. Its settings are in the node of the same name.
     node.CALIBRATION.NAME = ""
 
     node.CALIBRATION.NORCAL = CN()
@@ -244,3 +244,11 @@ def add_calibration_settings(node: CN) -> None:
     node.CALIBRATION.LOGN.REGIONS = "test"
     # Share of each step in the running statistics; used with REGIONS "training" alone.
     node.CALIBRATION.LOGN.MOMENTUM = 5e-5
+
+    node.CALIBRATION.FRACAL = CN()
+    # File with the fractal dimension of each class, written by eql-d2 calibrate.
+    node.CALIBRATION.FRACAL.STATISTICS = ""
+    # Scores of a class are divided by its dimension to this power; to be tuned on held-out data, 0 leaves it out.
+    node.CALIBRATION.FRACAL.LAMBDA = 2.0
+    # What a class's share is of that is added to its logit: "images" or "instances".
+    node.CALIBRATION.FRACAL.COUNTS = "images"

@@ -14,6 +14,7 @@ from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.engine.trainer import describe_experiment
 from eql_d2.experiments.references import leaves
 from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics, RunningLogitStatistics
+from eql_d2.losses.fracal import save_dimensions
 from tests.conftest import CONFIGS, ROOT
 
 #: The detectors; tests/test_classification_configs.py has the classifiers.
@@ -75,6 +76,7 @@ def counts_folder(tmp_path_factory):
             CategoryFrequency.from_counts(counts, num_images=57263).save(folder / "frequency.json")
             for kind in (LogitStatistics, RunningLogitStatistics):
                 kind(num_classes + 1).save(folder / f"statistics_{kind.regions}.pth")
+            save_dimensions(torch.ones(num_classes), folder / "dimensions.pth")
         return folder
 
     return write
@@ -101,6 +103,8 @@ def test_leaf(path, counts_folder):
     node.FREQUENCY = str(folder / "frequency.json")
     if node.CALIBRATION.LOGN.STATISTICS:
         node.CALIBRATION.LOGN.STATISTICS = str(folder / f"statistics_{node.CALIBRATION.LOGN.REGIONS}.pth")
+    if node.CALIBRATION.FRACAL.STATISTICS:
+        node.CALIBRATION.FRACAL.STATISTICS = str(folder / "dimensions.pth")
     model = build_model(cfg)
     losses = describe_experiment(cfg, model)["classifier_losses"]
     heads = cfg.MODEL.ROI_HEADS.NAME

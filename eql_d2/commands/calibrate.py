@@ -1,4 +1,4 @@
-"""Write the statistics of a trained model's logits, for MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS.
+"""Write the statistics of a data set for MODEL.LONG_TAIL.CALIBRATION: of a model's logits (LOGN), of boxes (FRACAL).
 
 eql-d2 calibrate --config-file CONFIG [--output FILE] [--dataset NAME] [--max-images N] MODEL.WEIGHTS FILE
 """

@@ -1,4 +1,4 @@
-"""Collecting the logit statistics that ``MODEL.LONG_TAIL.CALIBRATION.LOGN`` needs."""
+"""Collecting the statistics that ``MODEL.LONG_TAIL.CALIBRATION`` needs: of logits (LogN), or of boxes (FRACAL)."""
 
 import itertools
 from argparse import ArgumentParser, Namespace
@@ -14,11 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from eql_d2.data.build import epoch_length, long_tail_dataset_dicts
+from eql_d2.data.fractal import fractal_dimensions_of
 from eql_d2.engine.launch import argument_parser
 from eql_d2.engine.trainer import Trainer, load_trained_model
 from eql_d2.errors import InputError
 from eql_d2.evaluation.loop import with_progress
-from eql_d2.losses import LogitStatistics, RunningLogitStatistics
+from eql_d2.losses import CALIBRATION_REGISTRY, LogitStatistics, LogN, RunningLogitStatistics
+from eql_d2.losses.fracal import save_dimensions
 from eql_d2.modeling.build import statistics_file
 from eql_d2.modeling.classifier_layer import classifier_layers
 from eql_d2.run_folder import RunFolder
@@ -34,25 +36,31 @@ def calibrate_parser() -> ArgumentParser:
 
 
 def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
-    """Write the mean and standard deviation of each logit of a trained model over a data set.
+    """Write the statistics of a data set that ``MODEL.LONG_TAIL.CALIBRATION.NAME`` needs, LogN's where it is empty.
 
-    ``MODEL.LONG_TAIL.CALIBRATION.LOGN.REGIONS`` says over which regions: all that are classified at test time, or those
-    that training samples, as a running mean over one epoch of one image a step and process. To be called on every
-    process of the run; the statistics are those of all, running ones the first's.
+    LogN: the mean and standard deviation of each logit of a trained model. ``CALIBRATION.LOGN.REGIONS`` says over which
+    regions: all that are classified at test time, or those that training samples, as a running mean over one epoch of
+    one image a step and process. FRACAL: the fractal dimension of each class's boxes, for which no model is asked.
+
+    To be called on every process of the run; the statistics are those of all, running ones the first's.
 
     Args:
         cfg: of the trained model, with ``MODEL.WEIGHTS``; its calibration is left out.
         args: what :func:`calibrate_parser` parsed.
 
     Returns:
-        The files written: one, or one for each stage of a cascade.
+        The files written: one, or, of logits, one for each stage of a cascade.
 
     Raises:
-        InputError: for weights that are missing or do not fit, an unknown data set, or a model without a box predictor
-            of this package.
+        InputError: for a calibration that needs none, weights that are missing or do not fit, an unknown data set, or a
+            model without a box predictor of this package.
     """
     cfg = cfg.clone()
     cfg.defrost()
+    name = cfg.MODEL.LONG_TAIL.CALIBRATION.NAME
+    statistics_of = CALIBRATION_REGISTRY.get(name).statistics_of if name else LogN.statistics_of
+    if not statistics_of:
+        raise InputError(f"MODEL.LONG_TAIL.CALIBRATION.NAME is {name}, which needs no statistics: evaluate as it is.")
     cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = ""
     cfg.MODEL.MASK_ON = False  # only the classifier is asked
     dataset = args.dataset or (cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else "")
@@ -60,6 +68,9 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
         raise InputError("DATASETS.TRAIN is empty; name a data set by --dataset.")
     if args.max_images < 0:
         raise InputError(f"--max-images is {args.max_images}; it must be 0 (all) or more.")
+    output = Path(args.output or RunFolder(cfg.OUTPUT_DIR).statistics_file)
+    if statistics_of == "boxes":
+        return _write_dimensions(cfg, dataset, args.max_images, output)
     model = load_trained_model(cfg, args.resume, "Calibration")
     node = cfg.MODEL.LONG_TAIL.CALIBRATION.LOGN
     loader: Union[_Steps, DataLoader]
@@ -69,7 +80,6 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     else:
         loader = _thinned(Trainer.build_test_loader(cfg, dataset), args.max_images)
         statistics = collect_logit_statistics(model, loader)
-    output = Path(args.output or RunFolder(cfg.OUTPUT_DIR).statistics_file)
     files = [statistics_file(str(output), stage) for stage in range(len(statistics))]
     if comm.is_main_process():
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +88,18 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
             print(f"{file}: {int(of_stage.count)} regions of {dataset}", flush=True)
     comm.synchronize()
     return files
+
+
+def _write_dimensions(cfg: CfgNode, dataset: str, max_images: int, output: Path) -> List[Path]:
+    records = long_tail_dataset_dicts([dataset], filter_empty=False)
+    records = records[:: _step(len(records), max_images)]
+    dimensions = torch.from_numpy(fractal_dimensions_of(records, cfg.MODEL.ROI_HEADS.NUM_CLASSES))
+    if comm.is_main_process():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_dimensions(dimensions, output)
+        print(f"{output}: fractal dimensions of {len(dimensions)} classes of {dataset}", flush=True)
+    comm.synchronize()
+    return [output]
 
 
 @torch.no_grad()
@@ -181,8 +203,13 @@ def _thinned(loader: DataLoader, max_images: int) -> DataLoader:
     """Return a loader of every n-th image, at most ``max_images`` of all processes together."""
     indices = list(loader.sampler)  # of this process
     total = len(cast(Sized, loader.dataset))
-    step = -(-total // max_images) if max_images else 1
+    step = _step(total, max_images)
     kept = [index for index in indices if index % step == 0]
     return DataLoader(
         loader.dataset, sampler=kept, batch_size=1, num_workers=loader.num_workers, collate_fn=loader.collate_fn
     )
+
+
+def _step(total: int, max_images: int) -> int:
+    """Return n such that every n-th of ``total`` images are at most ``max_images``; 0 stands for all."""
+    return -(-total // max_images) if max_images and total else 1

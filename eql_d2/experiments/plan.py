@@ -73,8 +73,12 @@ class PlannedRun:
         if self.parent is not None:
             settings["MODEL.WEIGHTS"] = f"run {self.parent.config_digest}"
         if self.row.calibrate:
-            settings.pop("MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS", None)
+            settings.pop(self._statistics_key, None)
         return {"settings": settings, "seed": self.seed, "action": self.row.action, "calibrate": self.row.calibrate}
+
+    @property
+    def _statistics_key(self) -> str:
+        return f"MODEL.LONG_TAIL.CALIBRATION.{self.cfg.MODEL.LONG_TAIL.CALIBRATION.NAME}.STATISTICS"
 
     @cached_property
     def config_digest(self) -> str:
@@ -126,7 +130,7 @@ class PlannedRun:
         if self.row.calibrate:
             statistics = str(RunFolder(folder).statistics_file)
             commands.append([*CALIBRATE, *flags, "--output", statistics, *opts])
-            opts = [*opts, "MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS", statistics]
+            opts = [*opts, self._statistics_key, statistics]
         return [*commands, [*TRAIN, *flags, "--eval-only", *opts]]
 
 

@@ -21,6 +21,7 @@ from eql_d2.losses.eql import EqualizationLoss
 from eql_d2.losses.eql_v2 import EqualizationLossV2
 from eql_d2.losses.federated import FederatedLoss
 from eql_d2.losses.focal import FocalLoss
+from eql_d2.losses.fracal import Fracal
 from eql_d2.losses.gol import GumbelOptimizedLoss
 from eql_d2.losses.iif import InverseImageFrequencyLoss
 from eql_d2.losses.inverse_frequency import InverseFrequencyLoss
@@ -49,6 +50,7 @@ __all__ = [
     "EqualizedQualityFocalLoss",
     "FederatedLoss",
     "FocalLoss",
+    "Fracal",
     "GradientSoftmaxEqualizationLoss",
     "GumbelOptimizedLoss",
     "InverseFrequencyLoss",

@@ -29,6 +29,9 @@ class Calibration(nn.Module, ABC):
 
     #: Whether it cannot be built from the number of classes alone.
     needs_frequency = False
+    #: What the statistics in the file of its argument ``statistics`` are of: "logits" of a trained model over a data
+    #: set, "boxes" of a data set, or "" if it needs none. ``eql-d2 calibrate`` writes them.
+    statistics_of = ""
     #: Whether it knows the logits of one classifier, so that it means nothing for the mean of several stages' logits.
     is_of_one_stage = False
 
@@ -204,6 +207,7 @@ class LogN(Calibration):
     std: Tensor
     num_observed: Tensor
 
+    statistics_of = "logits"
     is_of_one_stage = True
 
     def __init__(self, categories: Categories, statistics: str = "", regions: str = "test", momentum: float = 5e-5):
@@ -258,17 +262,19 @@ def build_calibration(name: str, categories: Categories, settings: Mapping[str, 
 
     Args:
         name: a name in :data:`CALIBRATION_REGISTRY` or ``""``.
-        categories: a CategoryFrequency, or the number of classes for LOGN.
+        categories: a CategoryFrequency, or the number of classes for what needs no counts.
         settings: config keys of the calibration's node, or argument names, with their values.
 
     Raises:
-        InputError: for an unknown name or setting, and for LOGN without statistics.
+        InputError: for an unknown name or setting, and without the statistics that it needs.
     """
     if not name:
         return None
     arguments = settings_to_arguments(name, settings, CALIBRATION_REGISTRY)
-    if name == "LOGN" and not arguments.get("statistics"):
+    kind = CALIBRATION_REGISTRY.get(name)
+    if kind.statistics_of and not arguments.get("statistics"):
         raise InputError(
-            "MODEL.LONG_TAIL.CALIBRATION.LOGN.STATISTICS is empty; LOGN needs the logits' statistics over a data set."
+            f"MODEL.LONG_TAIL.CALIBRATION.{name}.STATISTICS is empty; {name} needs statistics of a data set's "
+            f"{kind.statistics_of}, which eql-d2 calibrate writes."
         )
-    return CALIBRATION_REGISTRY.get(name)(categories, **arguments)
+    return kind(categories, **arguments)

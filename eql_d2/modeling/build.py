@@ -68,9 +68,10 @@ def build_calibration_from_config(cfg, stage: int = 0) -> Optional[Calibration]:
     node = cfg.MODEL.LONG_TAIL.CALIBRATION
     if not node.NAME:
         return None
-    categories = _categories(cfg, needs_frequency=CALIBRATION_REGISTRY.get(node.NAME).needs_frequency)
+    kind = CALIBRATION_REGISTRY.get(node.NAME)
+    categories = _categories(cfg, needs_frequency=kind.needs_frequency)
     settings = dict(node.get(node.NAME, {}))
-    if settings.get("STATISTICS"):
+    if settings.get("STATISTICS") and kind.is_of_one_stage:
         settings["STATISTICS"] = str(statistics_file(settings["STATISTICS"], stage))
     return build_calibration(node.NAME, categories, settings)
 

@@ -162,3 +162,22 @@ def test_running_statistics_of_some_images(lvis_folder):
         (file,) = collected(path, arguments)
         counts.append(int(torch.load(file)["count"]))
     assert counts[0] <= 2 * 33 < counts[1] <= 6 * 33
+
+
+def test_dimensions_of_boxes_need_no_weights(lvis_folder):
+    """Written by the one command, read by the other, and other scores than without."""
+    path = write_config(lvis_folder, "Mask-R-CNN-FPN", "MODEL.LONG_TAIL.CALIBRATION.NAME", "FRACAL")
+    (file,) = collected(path)
+    dimensions = torch.load(file)["fractal_dimension"]
+    assert len(dimensions) == NUM_CLASSES and ((dimensions >= 1) & (dimensions <= 2)).all()
+    statistics = ["MODEL.LONG_TAIL.CALIBRATION.FRACAL.STATISTICS", str(file)]
+    cfg = tiny_config(lvis_folder, "Cascade-Mask-R-CNN-FPN", "SOFTMAX", "MODEL.LONG_TAIL.CALIBRATION.NAME", "FRACAL")
+    cfg.merge_from_list(statistics)
+    for _, predictor in classifier_layers(Trainer.build_model(cfg)):
+        torch.testing.assert_close(predictor.calibration.divisor, dimensions.float() ** 2)
+
+
+def test_a_calibration_without_statistics_is_told_so(lvis_folder):
+    path = write_config(lvis_folder, "Mask-R-CNN-FPN", "MODEL.LONG_TAIL.CALIBRATION.NAME", "NORCAL")
+    with pytest.raises(InputError, match="NORCAL, which needs no statistics"):
+        collected(path)

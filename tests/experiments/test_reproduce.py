@@ -140,7 +140,8 @@ def test_only_brings_what_it_starts_from(place, write_table, run_all):
 
 
 def test_evaluation_and_calibration(place, write_table, run_all):
-    rows = [*ROWS[:1], {"name": "logn", "config": "tiny", "start": "first", "action": "evaluate", "calibrate": True}]
+    logn = {"name": "logn", "config": "tiny", "opts": ["MODEL.LONG_TAIL.CALIBRATION.NAME", "LOGN"]}
+    rows = [*ROWS[:1], {**logn, "start": "first", "action": "evaluate", "calibrate": True}]
     table = write_table(rows)
     assert not run_all(table)[0]
     logn = runs_of(table, place / "runs")["logn", 0]

@@ -25,7 +25,7 @@ from tests.losses.helpers import (
 )
 
 
-@pytest.mark.parametrize("name", ["NORCAL", "LOGN"])
+@pytest.mark.parametrize("name", [name for name, _ in CALIBRATION_REGISTRY])
 def test_config_node_equals_constructor(name):
     node = get_cfg().MODEL.LONG_TAIL.CALIBRATION
     assert {argument_name(k): v for k, v in node[name].items()} == default_settings(name, CALIBRATION_REGISTRY)
