@@ -132,6 +132,13 @@ class FolderLock:
         if file is not None:
             file.close()
 
+    @classmethod
+    def release_folder(cls, folder: PathLike) -> None:
+        """Let others write to a folder, if this process holds it."""
+        path = Path(folder).resolve() / LOCK_NAME
+        if (os.getpid(), path) in cls._held:
+            cls(folder).release()
+
 
 def _holder(file: BinaryIO) -> str:
     """Return which process has written itself into a lock's file, as far as it can be told."""

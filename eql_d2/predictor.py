@@ -35,12 +35,14 @@ class Predictor:
         batch_size: images per forward pass.
         thresholds: a file of ``eql-d2 thresholds``, the least score of each class; by default ``thresholds.json``
             beside the checkpoint, if there is one, and ``None`` for all detections.
+        allow_missing: whether parameters that the checkpoint lacks may stay as they are initialized, with a warning.
 
     Attributes:
         thresholds: float32 ``[K]``, or ``None``.
 
     Raises:
-        InputError: if the weights are missing or do not fit the config, or the thresholds are of other classes.
+        InputError: if the weights are missing, do not fit the config or hold NaN; if the thresholds are of other
+            classes.
 
     Example:
         >>> predictor = Predictor("output/config.yaml", weights="output/model_final.pth")
@@ -55,6 +57,7 @@ class Predictor:
         device: str = "",
         batch_size: int = 1,
         thresholds: Union[str, Path, None] = "",
+        allow_missing: bool = False,
     ):
         cfg = cfg.clone() if isinstance(cfg, CfgNode) else load_config(str(cfg))
         cfg.defrost()
@@ -68,7 +71,7 @@ class Predictor:
         self.cfg = cfg
         self.batch_size = batch_size
         self.model = build_model(cfg).eval()
-        LongTailCheckpointer(self.model, require_classifier=True).load(cfg.MODEL.WEIGHTS)
+        LongTailCheckpointer(self.model, require_all=True, allow_missing=allow_missing).load(cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
         self.thresholds = _read_thresholds(cfg, thresholds)
         self.metadata = MetadataCatalog.get((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN, "__unused")[0])

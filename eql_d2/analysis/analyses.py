@@ -37,6 +37,7 @@ def analyze(
     dataset: Optional[str] = None,
     device: Optional[str] = None,
     weights: str = FINAL_WEIGHTS,
+    allow_missing: bool = False,
 ) -> List[Produced]:
     """Analyse finished runs; write tables (CSV) and figures (PNG, SVG) to a folder.
 
@@ -52,6 +53,7 @@ def analyze(
             were evaluated on it, else of the one that they were evaluated on.
         device: as ``MODEL.DEVICE``; that of each run's config if not given.
         weights: name of the checkpoint in each run's folder.
+        allow_missing: whether parameters that a checkpoint lacks may stay as they are initialized, with a warning.
 
     Returns:
         What each analysis wrote, in the order of :data:`ANALYSES`.
@@ -61,7 +63,7 @@ def analyze(
             an unknown data set.
     """
     chosen = _chosen(only)
-    opened = open_models(runs, names, weights, device)
+    opened = open_models(runs, names, weights, device, allow_missing)
     if dataset is not None:
         for run in opened:
             run.dataset(dataset)

@@ -63,7 +63,7 @@ def pass_over(run: TrainedModel, dataset: Optional[str] = None, max_images: int 
     run.check_weights()  # a missing file is worth an answer before a data set is read
     cfg = _analysis_config(run.cfg, dataset)
     loader = _loader(cfg, dataset, max_images)
-    model = load_trained_model(cfg, resume=False, purpose="Analysis")
+    model = load_trained_model(cfg, resume=False, purpose="Analysis", allow_missing=run.allow_missing)
     predictors = [predictor for _, predictor in classifier_layers(model)]
     if not predictors:
         raise InputError(

@@ -14,6 +14,7 @@ from eql_d2.data.catalog import category_frequency, check_registered
 from eql_d2.data.categories import CategoryTable
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.engine.ema import averaged_weights
+from eql_d2.engine.trained_weights import check_numbers
 from eql_d2.errors import InputError
 from eql_d2.run_folder import FINAL_WEIGHTS, RunFolder, unique_names
 from eql_d2.weights import read_checkpoint
@@ -30,13 +31,20 @@ class TrainedModel(RunFolder):
         name: what tables and legends call the run.
         weights: name of the checkpoint in the folder.
         device: as ``MODEL.DEVICE``; that of the config if not given.
+        allow_missing: whether parameters that the checkpoint lacks may stay as they are initialized, with a warning.
     """
 
     def __init__(
-        self, folder: Union[str, Path], name: str = "", weights: str = FINAL_WEIGHTS, device: Optional[str] = None
+        self,
+        folder: Union[str, Path],
+        name: str = "",
+        weights: str = FINAL_WEIGHTS,
+        device: Optional[str] = None,
+        allow_missing: bool = False,
     ):
         super().__init__(folder, name)
         self.weights = self.folder / weights
+        self.allow_missing = allow_missing
         self._device = device
 
     @cached_property
@@ -77,11 +85,13 @@ class TrainedModel(RunFolder):
         """Parameters and buffers in the checkpoint, on the CPU.
 
         Raises:
-            InputError: if there is no checkpoint or it cannot be read.
+            InputError: if there is no checkpoint, it cannot be read or holds NaN.
         """
         self.check_weights()
         model = averaged_weights(read_checkpoint(self.weights))
-        return {name: torch.as_tensor(value) for name, value in model.items()}
+        state = {name: torch.as_tensor(value) for name, value in model.items()}
+        check_numbers(state.items(), str(self.weights))
+        return state
 
     def dataset(self, name: Optional[str] = None) -> str:
         """Return the data set to run the model over: ``name``, else the first of ``DATASETS.TRAIN``, registered.
@@ -114,6 +124,7 @@ def open_models(
     names: Optional[Sequence[str]] = None,
     weights: str = FINAL_WEIGHTS,
     device: Optional[str] = None,
+    allow_missing: bool = False,
 ) -> List[TrainedModel]:
     """Open trainings that are to be compared.
 
@@ -122,6 +133,7 @@ def open_models(
         names: one for each; see :func:`~eql_d2.run_folder.unique_names`.
         weights: name of the checkpoint in each folder.
         device: as ``MODEL.DEVICE``; that of each config if not given.
+        allow_missing: see :class:`TrainedModel`.
 
     Raises:
         InputError: if there is none, the names do not fit, or they differ in their number of classes.
@@ -129,7 +141,7 @@ def open_models(
     if not folders:
         raise InputError("There is no run to analyse; name one or more output folders of eql-d2 train.")
     named = zip(folders, unique_names(folders, names))
-    models = [TrainedModel(folder, name, weights, device) for folder, name in named]
+    models = [TrainedModel(folder, name, weights, device, allow_missing) for folder, name in named]
     first, *others = [(model.config_file, model.cfg.MODEL.ROI_HEADS.NUM_CLASSES) for model in models]
     for config_file, num_classes in others:
         if num_classes != first[1]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from eql_d2.analysis import ANALYSES, analyze
+from eql_d2.engine.launch import ALLOW_MISSING
 from eql_d2.run_folder import FINAL_WEIGHTS
 
 
@@ -28,6 +29,7 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--max-images", type=int, default=0, metavar="N", help="every n-th image, at most N; 0: all")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: MODEL.DEVICE of each run")
     parser.add_argument("--weights", default=FINAL_WEIGHTS, metavar="FILE", help="in each run (%(default)s)")
+    parser.add_argument("--allow-missing", action="store_true", help=ALLOW_MISSING)
     return parser.parse_args(argv)
 
 

@@ -10,6 +10,7 @@ import tqdm
 
 from eql_d2 import Predictor
 from eql_d2.config import load_config
+from eql_d2.engine.launch import ALLOW_MISSING
 from eql_d2.errors import InputError
 from eql_d2.evaluation.instances import instances_to_results
 from eql_d2.files import write_whole
@@ -34,6 +35,7 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="also write all detections to this json, in LVIS results format")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--device", default="", help="cpu, cuda, cuda:1, ...; as the config says by default")
+    parser.add_argument("--allow-missing", action="store_true", help=ALLOW_MISSING)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE ...")
     args = parser.parse_args(argv)
     if bool(args.input) == bool(args.video_input):
@@ -104,7 +106,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_arguments(argv)
     cfg = load_config(args.config_file, args.opts)
     thresholds = None if args.thresholds == "none" else args.thresholds or ""
-    predictor = Predictor(cfg, device=args.device, batch_size=args.batch_size, thresholds=thresholds)
+    predictor = Predictor(cfg, "", args.device, args.batch_size, thresholds, args.allow_missing)
     if args.confidence_threshold is None:
         args.confidence_threshold = 0.5 if predictor.thresholds is None else 0.0
     run_video(predictor, args) if args.video_input else run_images(predictor, args)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from eql_d2.data.build import epoch_length, long_tail_dataset_dicts
 from eql_d2.data.fractal import fractal_dimensions_of
 from eql_d2.engine.launch import argument_parser
+from eql_d2.engine.setup import frees_output_dir
 from eql_d2.engine.trainer import Trainer, load_trained_model
 from eql_d2.errors import InputError
 from eql_d2.evaluation.loop import with_progress
@@ -35,6 +36,7 @@ def calibrate_parser() -> ArgumentParser:
     return parser
 
 
+@frees_output_dir
 def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     """Write the statistics of a data set that ``MODEL.LONG_TAIL.CALIBRATION.NAME`` needs, LogN's where it is empty.
 
@@ -71,7 +73,7 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     output = Path(args.output or RunFolder(cfg.OUTPUT_DIR).statistics_file)
     if statistics_of == "boxes":
         return _write_dimensions(cfg, dataset, args.max_images, output)
-    model = load_trained_model(cfg, args.resume, "Calibration")
+    model = load_trained_model(cfg, args.resume, "Calibration", args.allow_missing)
     node = cfg.MODEL.LONG_TAIL.CALIBRATION.LOGN
     loader: Union[_Steps, DataLoader]
     if RunningLogitStatistics.regions == node.REGIONS:

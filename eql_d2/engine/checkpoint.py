@@ -14,6 +14,7 @@ from eql_d2.engine.ema import averaged_weights
 from eql_d2.engine.finite import check_finite
 from eql_d2.engine.last_checkpoint import TAG, drop_old_checkpoints, last_sound_checkpoint
 from eql_d2.engine.protocol import check_start, drop_classifier
+from eql_d2.engine.trained_weights import check_complete, check_numbers
 from eql_d2.engine.warm_start import match_classes
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
@@ -28,15 +29,26 @@ class LongTailCheckpointer(DetectionCheckpointer):
     (:mod:`eql_d2.engine.ema`) that average is loaded, but to resume.
 
     Args:
-        require_classifier: raise, rather than skip with a warning, where the checkpoint's parameters are of other
-            shapes than the model's: right for evaluating and resuming. What a training may start from is decided by
-            ``start``.
+        require_all: raise, rather than skip with a warning, where parameters are missing in the checkpoint, or of
+            other shapes than the model's: right for evaluating and resuming. What a training may start from is decided
+            by ``start``.
+        allow_missing: with ``require_all``, warn where parameters are missing; other shapes are an error all the same.
         keep: how many of the checkpoints that are saved on the way are kept; 0 for all.
     """
 
-    def __init__(self, model, save_dir="", *, require_classifier: bool = False, keep: int = 0, **kwargs):
+    def __init__(
+        self,
+        model,
+        save_dir="",
+        *,
+        require_all: bool = False,
+        allow_missing: bool = False,
+        keep: int = 0,
+        **kwargs,
+    ):
         super().__init__(model, save_dir, **kwargs)
-        self.require_classifier, self.keep = require_classifier, keep
+        self.require_all, self.allow_missing, self.keep = require_all, allow_missing, keep
+        self._source = ""
         self._last: Optional[str] = None
         #: The config of a training that starts from what is loaded; ``None`` for resuming and evaluating.
         self.start: Optional[CfgNode] = None
@@ -93,7 +105,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
         """Same as ``DetectionCheckpointer.load``.
 
         Raises:
-            InputError: if the file is missing, cannot be fetched or is no checkpoint.
+            InputError: if the file is missing, cannot be fetched or is no checkpoint; if it does not fit the model, or
+                holds NaN.
         """
         try:
             return super().load(path, checkpointables)
@@ -111,6 +124,7 @@ class LongTailCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # where loading failed, Detectron2 would refuse to load again
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
+        self._source = filename
         content = read_checkpoint(filename)
         queries = parse_qs(self._parsed_url_during_load.query) if self._parsed_url_during_load else {}
         if queries == {"matching_heuristics": ["True"]}:
@@ -131,8 +145,12 @@ class LongTailCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         if self.start is not None:
             check_start(self.start, self.model, incompatible.missing_keys, incompatible.incorrect_shapes)
-        if self.require_classifier and incompatible.incorrect_shapes:
-            raise InputError(_describe_shapes(incompatible.incorrect_shapes))
+        if self.require_all:
+            if incompatible.incorrect_shapes:
+                raise InputError(_describe_shapes(incompatible.incorrect_shapes))
+            missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+            check_complete(self.model, missing, unexpected, self._source, self.allow_missing)
+        check_numbers(self.model.state_dict().items(), self._source)
         return incompatible
 
 

@@ -19,14 +19,18 @@ from eql_d2.errors import InputError
 #: Evaluation runs on the main process while the others wait for it.
 TIMEOUT = timedelta(hours=2)
 INPUT_ERROR_STATUS = 2
+#: What the flag of that name does, in every tool that runs a trained model.
+ALLOW_MISSING = "run the model even if MODEL.WEIGHTS lacks some of its parameters, which then stay as initialized"
 #: Seconds that ranks other than 0 leave to rank 0, and the launcher, before they report an error themselves.
 OTHER_RANKS_WAIT = 5.0
 
 
 def argument_parser():
     """Return Detectron2's argument parser: ``--config-file --num-gpus --num-machines --machine-rank --dist-url``,
-    ``--resume --eval-only`` and trailing ``KEY VALUE`` pairs."""
-    return default_argument_parser()
+    ``--resume --eval-only`` and trailing ``KEY VALUE`` pairs; and ``--allow-missing``."""
+    parser = default_argument_parser()
+    parser.add_argument("--allow-missing", action="store_true", help=ALLOW_MISSING)
+    return parser
 
 
 def launch(main: Callable, args) -> None:

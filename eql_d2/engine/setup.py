@@ -2,7 +2,9 @@
 
 import os
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from typing import Callable
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
@@ -21,7 +23,8 @@ from eql_d2.run_folder import RunFolder
 def setup(args) -> CfgNode:
     """Build the config of a run, register its data sets, and set up its output folder, log and random seed.
 
-    The output folder is this run's until its main process ends (:class:`eql_d2.files.FolderLock`).
+    The output folder is this run's until what :func:`frees_output_dir` decorates returns, or the main process ends
+    (:class:`eql_d2.files.FolderLock`).
 
     Args:
         args: what :func:`eql_d2.engine.argument_parser` parsed.
@@ -42,6 +45,19 @@ def setup(args) -> CfgNode:
     if comm.is_main_process():
         RunFolder(cfg.OUTPUT_DIR).write_config(cfg)  # with what was left to the data
     return cfg
+
+
+def frees_output_dir(tool: Callable) -> Callable:
+    """Decorate a function of a config that :func:`setup` made: its output folder is free for others afterwards."""
+
+    @wraps(tool)
+    def run_and_free(cfg: CfgNode, *args, **kwargs):
+        try:
+            return tool(cfg, *args, **kwargs)
+        finally:
+            FolderLock.release_folder(cfg.OUTPUT_DIR)
+
+    return run_and_free
 
 
 def _take_output_dir(output_dir: str) -> None:

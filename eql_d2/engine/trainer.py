@@ -29,6 +29,7 @@ from eql_d2.engine.finite import CPUAutocastTrainer, FiniteAMPTrainer, FiniteTra
 from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.last_checkpoint import remove_leftovers
 from eql_d2.engine.protocol import check_protocol, freeze
+from eql_d2.engine.setup import frees_output_dir
 from eql_d2.errors import InputError
 from eql_d2.evaluation import build_evaluator, evaluate
 from eql_d2.run_folder import RunFolder, describe_experiment
@@ -74,7 +75,7 @@ class Trainer(DefaultTrainer):
                 (``MODEL.LONG_TAIL.TRAINABLE``) and there are no weights.
         """
         resumes = resume and self.checkpointer.has_checkpoint()
-        self.checkpointer.require_classifier = resumes
+        self.checkpointer.require_all = resumes
         self.checkpointer.start = None if resumes else self.cfg
         trainable = self.cfg.MODEL.LONG_TAIL.TRAINABLE
         if not resumes and trainable != "all" and not self.cfg.MODEL.WEIGHTS:
@@ -242,25 +243,27 @@ def log_experiment(cfg, model) -> None:
         logger.info("Classifier loss%s: %s", f" of stage {i}" if i else "", words)
 
 
-def load_trained_model(cfg, resume: bool, purpose: str) -> torch.nn.Module:
+def load_trained_model(cfg, resume: bool, purpose: str, allow_missing: bool = False) -> torch.nn.Module:
     """Build the model and load ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``.
 
     Args:
         cfg: of the model.
         resume: whether the last checkpoint comes first.
         purpose: what the weights are for, for the message where there are none.
+        allow_missing: whether parameters that the weights lack may stay as they are initialized, with a warning.
 
     Raises:
-        InputError: for weights that are missing or do not fit.
+        InputError: for weights that are missing, do not fit or hold NaN.
     """
     model = Trainer.build_model(cfg)
-    checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, require_classifier=True)
+    checkpointer = LongTailCheckpointer(model, cfg.OUTPUT_DIR, require_all=True, allow_missing=allow_missing)
     if not (cfg.MODEL.WEIGHTS or (resume and checkpointer.has_checkpoint())):
         raise InputError(f"{purpose} needs weights: set MODEL.WEIGHTS, or --resume for the last checkpoint.")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return model
 
 
+@frees_output_dir
 def run(cfg, args) -> Dict[str, Any]:
     """Train, or evaluate only, as the arguments of eql-d2 train say.
 
@@ -271,11 +274,15 @@ def run(cfg, args) -> Dict[str, Any]:
         InputError: for weights that are missing or do not fit.
     """
     if args.eval_only:
-        model = load_trained_model(cfg, args.resume, "--eval-only")
+        model = load_trained_model(cfg, args.resume, "--eval-only", args.allow_missing)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))
         return results
+    if args.allow_missing:
+        raise InputError(
+            "--allow-missing is for --eval-only; a training may start from weights of a part of its model."
+        )
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -39,7 +39,7 @@ def test_the_authors_checkpoints_load_without_a_mismatch(lvis_folder):
     path = lvis_folder / "authors.pth"
     torch.save({"model": state, "optimizer": {}, "iteration": 89999}, path)
     model = build_model(cfg)
-    checkpointer = LongTailCheckpointer(model, require_classifier=True)
+    checkpointer = LongTailCheckpointer(model, require_all=True)
     incompatible = []
     inner = checkpointer._load_model
     checkpointer._load_model = lambda checkpoint: incompatible.append(inner(checkpoint)) or incompatible[0]

@@ -269,11 +269,11 @@ def test_scale_of_lws(lvis_folder, scales_bias):
 
     plain = Trainer.build_model(tiny_config(lvis_folder, "Mask-R-CNN-FPN", "SOFTMAX"))
     final = f"{cfg.OUTPUT_DIR}/model_final.pth"
-    LongTailCheckpointer(plain, require_classifier=True).load(final)
+    LongTailCheckpointer(plain, require_all=True).load(final)
     assert plain.roi_heads.box_predictor.cls_scale is None
     torch.testing.assert_close(plain.roi_heads.box_predictor(features)[0], logits)
     scaled = Trainer.build_model(cfg)
-    LongTailCheckpointer(scaled, require_classifier=True).load(final)
+    LongTailCheckpointer(scaled, require_all=True).load(final)
     assert torch.equal(scaled.roi_heads.box_predictor.cls_scale, predictor.cls_scale)
 
     cfg.MODEL.LONG_TAIL.LWS.SCALE_BIAS = not scales_bias
@@ -295,7 +295,7 @@ def test_old_checkpoints_of_lws_scaled_the_bias(lvis_folder):
     for trainable in ("scale", "all"):
         cfg.MODEL.LONG_TAIL.TRAINABLE = trainable
         again = Trainer.build_model(cfg)
-        LongTailCheckpointer(again, require_classifier=True).load(str(path))
+        LongTailCheckpointer(again, require_all=True).load(str(path))
         torch.testing.assert_close(again.roi_heads.box_predictor(features)[0], predictor(features)[0])
     cfg.MODEL.LONG_TAIL.LWS.SCALE_BIAS, cfg.MODEL.LONG_TAIL.TRAINABLE = False, "scale"
     with pytest.raises(InputError, match="SCALE_BIAS True; set it so"):
