@@ -13,7 +13,6 @@ import argparse
 from typing import Optional, Sequence
 
 from eql_d2.planning import plan
-from eql_d2.planning.page import worth_knowing
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -41,6 +40,6 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     width = max(len(one.about) for one in planned.advice)
     for one in planned.advice:
         print(f"{one.about:<{width}}  {one.choice}")
-    for words in worth_knowing(planned.train, planned.val):
+    for words in planned.notes:
         print(f"\n{words}")
     print(f"\n{planned.page} has the reasons. Train it:\n    eql-d2 train --config-file {planned.config_file}")

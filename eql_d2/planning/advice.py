@@ -18,6 +18,8 @@ BALANCED = 3.0
 #: Epochs of the papers' 1x schedule, those after which the learning rate falls, and the least number of iterations.
 EPOCHS, STEPS, MIN_ITERATIONS = 12, (8, 11), 1000
 BATCH = 4
+#: Evaluations in the course of the training, and checkpoints.
+EVALUATIONS = 5
 #: The learning rate of 16 images (Goyal et al., arXiv 1706.02677: it goes with the batch).
 BASE_LR, BASE_BATCH = 0.02, 16
 #: LVIS's cap on the detections of an image.
@@ -52,6 +54,17 @@ def advise(facts: DatasetFacts) -> List[Advice]:
     side = _side(facts)
     small = float(np.mean(facts.resized(side, LONG_SIDE) < SIZE_BOUNDS[0]))
     return [*tail, lambda_, _cap(facts), _schedule(facts), _image_size(facts, side), _anchors(small), _masks(facts)]
+
+
+def best_of(metric: str, iterations: int) -> Advice:
+    """Return the advice to keep the best weights by a metric, for a set with images to validate on."""
+    return Advice(
+        "checkpoint",
+        f"the best of {EVALUATIONS} by {metric}, model_best.pth",
+        {"TEST.EVAL_PERIOD": iterations // EVALUATIONS, "MODEL.LONG_TAIL.BEST.METRIC": metric},
+        "A small set is learnt by heart before the last iteration. The best of several evaluations is too good an "
+        "estimate on the images that chose it: report it on others.",
+    )
 
 
 def _tail(facts: DatasetFacts) -> Tuple[List[Advice], Advice]:
@@ -148,7 +161,7 @@ def _schedule(facts: DatasetFacts) -> Advice:
             "SOLVER.MAX_ITER": iterations,
             "SOLVER.STEPS": steps,
             "SOLVER.WARMUP_ITERS": min(500, iterations // 10),
-            "SOLVER.CHECKPOINT_PERIOD": max(iterations // 5, 100),
+            "SOLVER.CHECKPOINT_PERIOD": iterations // EVALUATIONS,
         },
         f"{epochs:.0f} passes over {num_images:,} images ({EPOCHS} are the papers' 1x, {MIN_ITERATIONS:,} iterations "
         f"the least): the rarest class is seen {seen:.0f} times, repeats not counted. {BATCH} images fit a small GPU; "

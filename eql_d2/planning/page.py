@@ -17,7 +17,13 @@ from eql_d2.visualization.page import class_badge, code, data_uri, render
 
 
 def write_page(
-    path: Path, name: str, train: DatasetFacts, val: Optional[DatasetFacts], advice: Sequence[Advice], config: Path
+    path: Path,
+    name: str,
+    train: DatasetFacts,
+    val: Optional[DatasetFacts],
+    advice: Sequence[Advice],
+    config: Path,
+    notes: Sequence[str],
 ) -> None:
     """Write the plan as one self-contained HTML page.
 
@@ -28,6 +34,7 @@ def write_page(
         val: of those to validate on, if there are some.
         advice: the recommendations.
         config: the file that has them as settings.
+        notes: sentences on what was done to the data, and on what is missing or looks wrong.
     """
     figures = [_figure(draw, words, train) for draw, words in _FIGURES]
     page = render(
@@ -45,7 +52,7 @@ def write_page(
             for one in advice
         ],
         facts={"caption": "The data set", "header": ["", "train", *["val"] * bool(val)], "rows": fact_rows(train, val)},
-        worth_knowing=worth_knowing(train, val),
+        notes=notes,
         findings=train.findings,
         figures=figures,
         classes=_class_table(train, val),
@@ -63,33 +70,38 @@ def worth_knowing(train: DatasetFacts, val: Optional[DatasetFacts]) -> List[str]
     words = []
     if train.empty:
         words.append(
-            f"{len(train.empty)} classes are in no image and cannot be learnt ({_some(train.empty)}); --min-images 1 "
-            f"leaves them out."
+            f"{_count(train.empty, 'class', 'es')} in no image cannot be learnt ({_some(train.empty)}); --min-images 1 "
+            f"leaves such classes out."
         )
     if train.same_names:
         pairs = [f"{first!r} and {second!r}" for first, second in train.same_names]
         words.append(f"Names that may be one class: {_some(pairs)}. Two names of one class compete with each other.")
-    for facts, part in ((train, "to train on"), (val, "to validate on")):
-        if facts is None:
-            continue
-        if facts.without_annotations:
-            words.append(
-                f"{facts.without_annotations} images {part} have no annotated object. They are left out of training "
-                f"(DATALOADER.FILTER_EMPTY_ANNOTATIONS); in an evaluation every detection on them is wrong."
-            )
-        if facts.missing_files:
-            words.append(f"{facts.missing_files} image files {part} are not in {facts.images}.")
+    for facts, part, consequence in (
+        (train, "to train on", "left out of training (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"),
+        (val, "to validate on", "every detection on them counts as wrong, but where LVIS's image-level sets spare it"),
+    ):
+        if facts is not None and facts.without_annotations:
+            images = _count(range(facts.without_annotations), "image", "s")
+            words.append(f"{images} {part} without an annotated object: {consequence}.")
+        if facts is not None and facts.missing_files:
+            words.append(f"{_count(range(facts.missing_files), 'image file', 's')} {part} not found in {facts.images}.")
     if val is not None:
         here, there = train.frequency.image_count > 0, val.frequency.image_count > 0
         lacking = [train.categories.names[label] for label in np.flatnonzero((here & ~there).numpy())]
         if lacking:
-            words.append(f"{len(lacking)} classes are in no image to validate on and get no AP: {_some(lacking)}.")
+            words.append(
+                f"{_count(lacking, 'class', 'es')} in no image to validate on, without an AP: {_some(lacking)}."
+            )
     if not train.has_image_labels:
         words.append(
             "No image says which classes were looked for and not found: an object without an annotation counts as "
             "background, so what is not annotated is learnt as absent."
         )
     return words
+
+
+def _count(things: Sequence[Any], noun: str, plural: str) -> str:
+    return f"{len(things):,} {noun}{plural * (len(things) != 1)}"
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

@@ -12,11 +12,11 @@ from eql_d2.data.annotations import PathLike
 from eql_d2.errors import InputError
 from eql_d2.files import write_whole
 from eql_d2.modeling import lite0_weights
-from eql_d2.planning.advice import Advice, advise
+from eql_d2.planning.advice import Advice, advise, best_of
 from eql_d2.planning.facts import DatasetFacts
-from eql_d2.planning.page import write_page
+from eql_d2.planning.page import worth_knowing, write_page
 from eql_d2.planning.readers import Split, read_split
-from eql_d2.planning.split import counted, frequent_enough, split_content
+from eql_d2.planning.split import counted, frequent_enough, only_categories, split_content, without_images_of
 
 CONFIG_FILE, PAGE_FILE, WEIGHTS_FILE = "config.yaml", "plan.html", "lite0.pkl"
 #: Of docs/results.md, as the evidence of :mod:`eql_d2.planning.advice`.
@@ -32,6 +32,7 @@ class Plan(NamedTuple):
         train: facts of the images to train on.
         val: of those to validate on; ``None`` if there are none.
         advice: the recommendations.
+        notes: sentences on what was done to the data, and on what is missing or looks wrong.
     """
 
     config_file: Path
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     train: DatasetFacts
     val: Optional[DatasetFacts]
     advice: List[Advice]
+    notes: List[str]
 
 
 def plan(
@@ -57,7 +59,7 @@ def plan(
         source: annotations, see :func:`eql_d2.planning.readers.read_split`.
         output: the folder to write.
         images: the image folder.
-        val: annotations to validate on; they have the categories of ``source``.
+        val: annotations to validate on; they have the categories of ``source``. Their images are not trained on.
         val_images: their image folder; ``images`` by default.
         split: the share of the images to validate on where neither ``val`` nor the data set names some; 0 for none.
         min_images: leave out the categories that are in fewer images; 1 for those that are in none.
@@ -68,25 +70,43 @@ def plan(
     """
     output = Path(output)
     train, validated = read_split(source, images)
-    is_as_it_was = Path(source).suffix == ".json"
     if val is not None:
         validated = read_split(val, val_images or images)[0]
-    if min_images:
-        train, is_as_it_was = Split(frequent_enough(train.content, min_images), train.images), False
+    notes, content = [], train.content
     if validated is not None:
-        validated = Split(_with_categories_of(train.content, validated.content, val or source), validated.images)
+        content = without_images_of(content, validated.content)
+        num_shared = len(train.content["images"]) - len(content["images"])
+        if num_shared:
+            notes.append(f"{num_shared} images to validate on were among those to train on, and were left out there.")
+    if min_images:
+        content = frequent_enough(content, min_images)
+    if validated is not None:
+        validated = Split(_with_categories_of(content, validated.content, val or source), validated.images)
     elif split:
-        parts = split_content(train.content, split, seed)
-        train, validated, is_as_it_was = Split(parts[0], train.images), Split(parts[1], train.images), False
-    train_file = Path(source) if is_as_it_was else _written(output / "train.json", train.content)
+        num_images = len(content["images"])
+        content, chosen = split_content(content, split, seed)
+        validated = Split(chosen, train.images)
+        share = len(chosen["images"]) / num_images
+        if share > 1.5 * split:
+            notes.append(
+                f"{100 * share:.0f}% of the images are to validate on, not {100 * split:.0f}%: classes of few images "
+                f"are on both sides. --min-images leaves such classes out, --val takes images of your choice."
+            )
+    is_as_it_was = content is train.content and Path(source).suffix == ".json"
+    train_file = Path(source) if is_as_it_was else _written(output / "train.json", content)
     facts = DatasetFacts.of(train_file, train.images)
     val_facts = validated and DatasetFacts.of(_written(output / "val.json", validated.content), validated.images)
     advice = [*advise(facts), _backbone(output)]
+    if val_facts is not None:
+        settings = {key: value for one in advice for key, value in one.settings.items()}
+        metric = "segm/AP" if settings["MODEL.MASK_ON"] else "bbox/AP"
+        advice.append(best_of(metric, settings["SOLVER.MAX_ITER"]))
     name = output.resolve().name
     cfg = _config(name, facts, val_facts, advice)
-    planned = Plan(output / CONFIG_FILE, output / PAGE_FILE, facts, val_facts, advice)
+    notes += worth_knowing(facts, val_facts)
+    planned = Plan(output / CONFIG_FILE, output / PAGE_FILE, facts, val_facts, advice, notes)
     write_whole(planned.config_file, _config_text(cfg, advice, source))
-    write_page(planned.page, name, facts, val_facts, advice, planned.config_file)
+    write_page(planned.page, name, facts, val_facts, advice, planned.config_file, notes)
     return planned
 
 
@@ -108,11 +128,7 @@ def _with_categories_of(train: Dict[str, Any], val: Dict[str, Any], source: Path
                 f"{source}: category {one['id']} is {one['name']!r} and in the training set {names[one['id']]!r}; both "
                 f"must have the same categories."
             )
-    return {
-        **val,
-        "annotations": [one for one in val["annotations"] if one["category_id"] in names],
-        "categories": counted(train),
-    }
+    return only_categories(val, counted(train))
 
 
 def _backbone(output: Path) -> Advice:

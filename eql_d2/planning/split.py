@@ -90,6 +90,26 @@ def _part(content: Dict[str, Any], rows: Dict[int, int], kept: np.ndarray) -> Di
     }
 
 
+def without_images_of(content: Dict[str, Any], other: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the content of a json without the images that another one has too, told by file name or address.
+
+    The very same object is returned where there are none.
+    """
+    theirs = {_name(image) for image in other["images"]}
+    shared = {image["id"] for image in content["images"] if _name(image) in theirs}
+    if not shared:
+        return content
+    return {
+        **content,
+        "images": [image for image in content["images"] if image["id"] not in shared],
+        "annotations": [one for one in content["annotations"] if one["image_id"] not in shared],
+    }
+
+
+def _name(image: Dict[str, Any]) -> str:
+    return image.get("coco_url") or image["file_name"]
+
+
 def frequent_enough(content: Dict[str, Any], min_images: int) -> Dict[str, Any]:
     """Return the content of a json without the categories that are in fewer than ``min_images`` images.
 
@@ -100,6 +120,12 @@ def frequent_enough(content: Dict[str, Any], min_images: int) -> Dict[str, Any]:
     kept = {category_id for category_id, count in counts.items() if count >= min_images}
     if not kept:
         raise InputError(f"--min-images {min_images}: no category is in so many images.")
+    return only_categories(content, [one for one in counted(content) if one["id"] in kept])
+
+
+def only_categories(content: Dict[str, Any], categories: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """Return the content of a json with these category records, and without what it says of other categories."""
+    kept = {one["id"] for one in categories}
     images = []
     for image in content["images"]:
         sets = {key: image[key] for key in ("neg_category_ids", "not_exhaustive_category_ids") if key in image}
@@ -108,7 +134,7 @@ def frequent_enough(content: Dict[str, Any], min_images: int) -> Dict[str, Any]:
         **content,
         "images": images,
         "annotations": [one for one in content["annotations"] if one["category_id"] in kept],
-        "categories": [one for one in counted(content) if one["id"] in kept],
+        "categories": categories,
     }
 
 

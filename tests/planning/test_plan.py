@@ -48,6 +48,7 @@ def test_the_plan_fits_the_data(planned):
     cfg = load_config(str(planned.config_file))
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0 and cfg.MODEL.LONG_TAIL.EQL.TAIL_RATIO == 0.09
     assert cfg.MODEL.LONG_TAIL.REPEAT_TAIL_RATIO == 0.09 and cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.MODEL.LONG_TAIL.BEST.METRIC == "segm/AP" and cfg.SOLVER.MAX_ITER == 5 * cfg.TEST.EVAL_PERIOD
     assert cfg.INPUT.MIN_SIZE_TEST == 96 and cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == [16]
     assert cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH >= 12 * 54 and cfg.SOLVER.BASE_LR == 0.005
     for advice in planned.advice:  # each setting is in the config, and in its comments the choice
@@ -105,8 +106,12 @@ def test_a_given_validation_set(mine, tmp_path):
     given = {"images": mine / "train", "val": tmp_path / "val.json", "val_images": mine / "val"}
     planned = plan(mine / "mine.json", tmp_path / "plan", **given)
     assert planned.train.json_file == mine / "mine.json" and planned.val.images == mine / "val"
+    assert planned.notes[0].startswith("1 class in no image cannot")
     counts = [one["image_count"] for one in json.loads((tmp_path / "plan/val.json").read_text())["categories"]]
     assert counts == planned.train.frequency.image_count.tolist() and counts[-1] == 0
+    shared = {**given, "val": mine / "mine.json", "val_images": mine / "train"}
+    with pytest.raises(InputError, match="lists no image"):
+        plan(mine / "mine.json", tmp_path / "plan", **shared)
     content["categories"][0]["name"] = "another"
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"val\.json: category 1 is 'another' and in the training set"):
@@ -119,7 +124,11 @@ def test_without_a_split_there_is_no_validation(mine, tmp_path, monkeypatch):
     cfg = load_config(str(planned.config_file))
     assert planned.val is None and cfg.DATASETS.TEST == () and cfg.MODEL.WEIGHTS.startswith("detectron2://")
     assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone" and cfg.MODEL.PIXEL_MEAN == get_cfg().MODEL.PIXEL_MEAN
-    assert "pip install" in planned.advice[-1].reason and "1 classes are in no image" in planned.page.read_text()
+    assert planned.advice[-1].about == "backbone" and cfg.MODEL.LONG_TAIL.BEST.METRIC == ""
+    assert (
+        "pip install" in planned.advice[-1].reason
+        and "1 class in no image cannot be learnt" in planned.page.read_text()
+    )
 
 
 @pytest.mark.end_to_end

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eql_d2.errors import InputError
-from eql_d2.planning.split import counted, frequent_enough, split_content, stratified_split
+from eql_d2.planning.split import counted, frequent_enough, split_content, stratified_split, without_images_of
 from tests.conftest import make_lvis_json
 
 pytest.importorskip("iterstrat")
@@ -56,6 +56,15 @@ def test_the_content_of_a_json_is_split():
     assert train["categories"] == val["categories"] == counted(train)
     assert sum(one["image_count"] for one in val["categories"]) == len(train["annotations"])
     assert [one["frequency"] for one in val["categories"]] == list("ffcrr")
+
+
+def test_images_of_the_other_side_are_left_out():
+    content = make_lvis_json(num_images=5)
+    other = {"images": [{"id": 77, "file_name": content["images"][1]["file_name"]}]}
+    kept = without_images_of(content, other)
+    assert [image["id"] for image in kept["images"]] == [1, 3, 4, 5]
+    assert [one["image_id"] for one in kept["annotations"]] == [1, 3, 4, 5]
+    assert without_images_of(kept, other) is kept
 
 
 def test_categories_of_few_images_are_left_out():
