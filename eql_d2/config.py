@@ -71,6 +71,11 @@ def add_eql_config(cfg: CN) -> None:
     # Data sets in the format of Open Images to register, mappings each: name, boxes, classes, images (a folder) and, if
     # there are any, image_labels and hierarchy, see datasets/README.md. Relative paths start at $DETECTRON2_DATASETS.
     node.OPEN_IMAGES.DATASETS = []
+    # AP of Open Images is given for five groups of as many classes (100 of 500), ordered by their "instances" (boxes,
+    # before expansion; EQL v2 and EFL) or by their "images" (EQL) in the training set.
+    node.OPEN_IMAGES.GROUP_BY = "instances"
+    # What a group-of box that is found counts in AP: 1 in the challenge of 2019, 0 leaves such boxes out.
+    node.OPEN_IMAGES.GROUP_OF_WEIGHT = 1.0
 
     node.CLASSIFICATION = CN()
     # Image classification sets to register, mappings each: name, kind ("cifar", "list", "inaturalist" or "folder") and

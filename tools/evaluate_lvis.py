@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The command ``eql-d2 evaluate``: see ``eql_d2/commands/evaluate.py``."""
+"""The earlier name of ``tools/evaluate.py``."""
 
 from eql_d2.cli import run
 

@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -72,10 +72,16 @@ def read_hierarchy(path: PathLike) -> LabelHierarchy:
         raise InputError(f"{path}: {error}") from None
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Rows of a CSV file: the ImageIDs of runs of rows that follow each other, and columns of rows of known classes.
 
-    ``run_lengths`` counts the rows of known classes alone, so it may be 0. ``values`` are float64, ``flags`` int8.
+    Attributes:
+        run_ids: bytes ``[runs]``.
+        run_lengths: int64 ``[runs]``, the rows of known classes, which may be none.
+        labels: int32 ``[n]``, contiguous.
+        values: float64 ``[n, columns]``.
+        flags: int8 ``[n, columns]``.
+        num_left_out: rows of other classes.
     """
 
     run_ids: np.ndarray
@@ -91,9 +97,9 @@ class _Content(NamedTuple):
 
     classes: List[Tuple[str, str]]
     ancestors: List[List[int]]
-    boxes: _Rows
+    boxes: Rows
     flags: List[str]
-    labels: _Rows
+    labels: Rows
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,13 @@ class _CsvFiles:
             ancestors = [sorted(number[other] for other in others if other in number) for others in above]
         header = read_header(self.paths.boxes, ("ImageID", "LabelName", *_CORNERS))
         flags = [key for key, column in FLAGS.items() if column in header]
-        boxes = _read_rows(self.paths.boxes, number, _CORNERS, [FLAGS[key] for key in flags])
+        boxes = _read_rows(self.paths.boxes, list(number), _CORNERS, [FLAGS[key] for key in flags])
         _check_finite(boxes.values, self.paths.boxes)
         if self.paths.image_labels:
-            labels = _read_rows(self.paths.image_labels, number, ("Confidence",))
+            labels = _read_rows(self.paths.image_labels, list(number), ("Confidence",))
             _check_confidence(labels.values, self.paths.image_labels)
         else:
-            labels = _Rows(*(column[:0] for column in boxes[:-1]), num_left_out=0)
+            labels = Rows(*(column[:0] for column in boxes[:-1]), num_left_out=0)
         return _Content(classes, ancestors, boxes, flags, labels), checksum_of(self.files)
 
     def pack(self, content: _Content, checksum: str, out: Writer) -> OpenImagesHeader:
@@ -170,34 +176,53 @@ class _CsvFiles:
         )
 
 
-def _read_rows(path: str, number: Dict[str, int], values: Sequence[str], flags: Sequence[str] = ()) -> _Rows:
-    """Read ImageID, class and further columns of a CSV file; of a row of an unknown class the image alone is kept."""
-    known = np.array([label.encode() for label in number], dtype=_TEXT)
+def row_chunks(
+    path: PathLike, class_ids: Sequence[str], values: Sequence[str], flags: Sequence[str] = ()
+) -> Iterator[Rows]:
+    """Read ImageID, LabelName and further columns of a CSV file, some rows at a time.
+
+    Args:
+        path: of the file.
+        class_ids: the known classes, in the order of the contiguous labels.
+        values: columns of numbers.
+        flags: columns of small integers.
+
+    Raises:
+        InputError: as :func:`~eql_d2.data.csv_columns.csv_chunks`.
+    """
+    known = np.array([label.encode() for label in class_ids], dtype=_TEXT)
     order = np.argsort(known)
     known = known[order]
     columns = {"ImageID": _TEXT, "LabelName": _TEXT, **dict.fromkeys(values, "f8"), **dict.fromkeys(flags, "i1")}
-    parts: List[Tuple[np.ndarray, ...]] = []
-    num_left_out = 0
     for chunk in csv_chunks(path, columns):
         place = np.minimum(np.searchsorted(known, chunk["LabelName"]), len(known) - 1)
         is_known = known[place] == chunk["LabelName"]
-        num_left_out += len(chunk) - int(is_known.sum())
         ids = np.ascontiguousarray(chunk["ImageID"])
         starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
         run_lengths = np.add.reduceat(is_known.astype(np.int64), starts)
         kept = chunk[is_known]
         labels = order[place[is_known]].astype(np.int32)
-        parts.append((ids[starts], run_lengths, labels, _stacked(kept, values, "f8"), _stacked(kept, flags, "i1")))
+        num_left_out = len(chunk) - len(kept)
+        yield Rows(
+            ids[starts], run_lengths, labels, _stacked(kept, values, "f8"), _stacked(kept, flags, "i1"), num_left_out
+        )
+
+
+def _read_rows(path: str, class_ids: Sequence[str], values: Sequence[str], flags: Sequence[str] = ()) -> Rows:
+    """Return all rows of a file, at least one; see :func:`row_chunks`."""
+    parts = list(row_chunks(path, class_ids, values, flags))
     if not parts:
         raise InputError(f"{path} has no row; it should hold annotations of Open Images.")
-    return _Rows(*map(np.concatenate, zip(*parts)), num_left_out=num_left_out)
+    *columns, num_left_out = zip(*parts)
+    del parts
+    return Rows(*map(np.concatenate, columns), num_left_out=sum(num_left_out))
 
 
 def _stacked(chunk: np.ndarray, names: Sequence[str], dtype: str) -> np.ndarray:
     return np.stack([chunk[name] for name in names], axis=1) if names else np.empty((len(chunk), 0), dtype)
 
 
-def _by_image(rows: _Rows, image_ids: np.ndarray) -> Tuple[np.ndarray, Union[slice, np.ndarray]]:
+def _by_image(rows: Rows, image_ids: np.ndarray) -> Tuple[np.ndarray, Union[slice, np.ndarray]]:
     """Return the image of each row, ascending, and the order that sorts the rows so; those of one image keep theirs."""
     image = np.repeat(np.searchsorted(image_ids, rows.run_ids).astype(np.int32), rows.run_lengths)
     if (image[1:] >= image[:-1]).all():

@@ -1,4 +1,4 @@
-"""Evaluation: AP of LVIS and COCO sets, streamed predictions, per-category tables.
+"""Evaluation: AP of LVIS, COCO and Open Images sets, streamed predictions, per-category tables.
 
 The names below are imported on first use, so that re-scoring a results file loads neither torch nor Detectron2.
 """
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from eql_d2.evaluation.evaluator import COCOEvaluator, LVISEvaluator
     from eql_d2.evaluation.loop import evaluate
     from eql_d2.evaluation.open_images import open_images_ap
+    from eql_d2.evaluation.open_images_evaluator import OpenImagesEvaluator
 
 _HOME = {
     "COCOEvaluator": "evaluator",
     "Evaluation": "backends",
     "LVISEvaluator": "evaluator",
+    "OpenImagesEvaluator": "open_images_evaluator",
     "build_evaluator": "build",
     "evaluate": "loop",
     "evaluate_results": "backends",
@@ -28,6 +30,7 @@ __all__ = [
     "COCOEvaluator",
     "Evaluation",
     "LVISEvaluator",
+    "OpenImagesEvaluator",
     "build_evaluator",
     "evaluate",
     "evaluate_results",

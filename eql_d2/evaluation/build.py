@@ -11,11 +11,14 @@ from detectron2.data import MetadataCatalog
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.classification import EVALUATOR_TYPE as CLASSIFICATION
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.open_images import EVALUATOR_TYPE as OPEN_IMAGES
 from eql_d2.data.registration import open_table
 from eql_d2.errors import InputError
 from eql_d2.evaluation.classification import ClassificationEvaluator
-from eql_d2.evaluation.evaluator import COCOEvaluator, InstanceEvaluator, LVISEvaluator
+from eql_d2.evaluation.evaluator import COCOEvaluator, LVISEvaluator
 from eql_d2.evaluation.metrics import FIXED_DETECTIONS_PER_CATEGORY
+from eql_d2.evaluation.open_images_evaluator import OpenImagesEvaluator
+from eql_d2.evaluation.streaming import StreamingEvaluator
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
@@ -24,13 +27,14 @@ _EVALUATORS = {"lvis": LVISEvaluator, "coco": COCOEvaluator}
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str, frequency: Optional[CategoryFrequency] = None
-) -> Union[InstanceEvaluator, ClassificationEvaluator]:
+) -> Union[StreamingEvaluator, ClassificationEvaluator]:
     """Build the evaluator that a data set's metadata (``evaluator_type``) asks for.
 
-    Reads ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``, ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``, which is
-    also the cap of the evaluation. On an LVIS-format set, and with ``AP_FIXED``, that cap is ``AP_CAP`` (LVIS's 300) at
-    most, so that a model may return more without changing AP. Of a model that returns fewer than AP-fixed can count, a
-    warning says so.
+    Open Images' reads ``MODEL.LONG_TAIL.OPEN_IMAGES``; it counts every detection that the model returns. LVIS's and
+    COCO's read ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``, ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``,
+    which is also the cap of the evaluation. On an LVIS-format set, and with ``AP_FIXED``, that cap is ``AP_CAP``
+    (LVIS's 300) at most, so that a model may return more without changing AP. Of a model that returns fewer than
+    AP-fixed can count, a warning says so.
 
     Args:
         cfg: with ``MODEL.LONG_TAIL``.
@@ -45,10 +49,19 @@ def build_evaluator(
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind == CLASSIFICATION:
         return ClassificationEvaluator(dataset_name, output_dir, frequency or _training_frequency(cfg))
+    if kind == OPEN_IMAGES:
+        return OpenImagesEvaluator(
+            dataset_name,
+            output_dir,
+            frequency=frequency or _training_frequency(cfg),
+            group_by=cfg.MODEL.LONG_TAIL.OPEN_IMAGES.GROUP_BY,
+            group_of_weight=cfg.MODEL.LONG_TAIL.OPEN_IMAGES.GROUP_OF_WEIGHT,
+            fingerprint=settings_digest(cfg),
+        )
     if kind not in _EVALUATORS:
         raise InputError(
             f"The data set {dataset_name!r} has evaluator_type {kind!r}; there are evaluators for "
-            f"{', '.join(map(repr, (*_EVALUATORS, CLASSIFICATION)))}."
+            f"{', '.join(map(repr, (*_EVALUATORS, OPEN_IMAGES, CLASSIFICATION)))}."
         )
     max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if cfg.MODEL.LONG_TAIL.AP_CAP < 1:

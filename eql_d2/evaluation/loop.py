@@ -13,7 +13,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 from torch.utils.data import DataLoader
 
-from eql_d2.evaluation.evaluator import InstanceEvaluator
+from eql_d2.evaluation.streaming import StreamingEvaluator
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
@@ -37,7 +37,7 @@ def evaluate(
     Returns:
         The metrics on the main process, an empty dict elsewhere.
     """
-    if isinstance(evaluator, InstanceEvaluator):
+    if isinstance(evaluator, StreamingEvaluator):
         evaluator.reset(resume=resume, weights=weights_digest(model))
         data_loader = without_images(data_loader, evaluator.done)
     else:
@@ -49,7 +49,7 @@ def evaluate(
         for inputs in with_progress(data_loader):
             evaluator.process(inputs, model(inputs))
     except BaseException:
-        if isinstance(evaluator, InstanceEvaluator):
+        if isinstance(evaluator, StreamingEvaluator):
             evaluator.close()
         raise
     finally:

@@ -8,7 +8,7 @@ research/object_detection).
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -88,29 +88,84 @@ def open_images_ap(
         for image, label, score, x1, x2, y1, y2 in predictions
         if image in images and label in number
     ]
-    truth_array = _finite(truth, 7, "boxes")
-    detection_array = _finite(detections, 7, "predictions")
-    valid = (detection_array[:, 3] < detection_array[:, 5]) & (detection_array[:, 4] < detection_array[:, 6])
-    detection_array = detection_array[valid]
-    kept = verified[detection_array[:, 0].astype(np.int64), detection_array[:, 1].astype(np.int64)]
-    detection_array = detection_array[kept]
+    of_truth, of_detections = _finite(truth, 7, "boxes"), _finite(detections, 7, "predictions")
+    ap = per_class_ap(
+        TrueBoxes(of_truth[:, 0].astype(int), of_truth[:, 1].astype(int), of_truth[:, 3:], of_truth[:, 2] > 0),
+        countable(
+            DetectedBoxes(*of_detections[:, :2].astype(int).T, of_detections[:, 2], of_detections[:, 3:]), verified
+        ),
+        len(number),
+        group_of_weight,
+    )
+    result = {label: None if np.isnan(ap[k]) else float(ap[k]) for label, k in number.items()}
+    return result, None if np.isnan(ap).all() else float(np.nanmean(ap))
 
-    result: Dict[str, Optional[float]] = {}
-    for label, k in number.items():
-        of_truth = truth_array[truth_array[:, 1] == k]
-        of_detections = detection_array[detection_array[:, 1] == k]
-        is_group_of = of_truth[:, 2] > 0
-        ap = class_ap(
-            of_detections[:, 0].astype(np.int64),
-            of_detections[:, 2],
-            of_detections[:, 3:],
-            sorted_boxes(of_truth[~is_group_of, 0].astype(np.int64), of_truth[~is_group_of, 3:]),
-            sorted_boxes(of_truth[is_group_of, 0].astype(np.int64), of_truth[is_group_of, 3:]),
+
+class TrueBoxes(NamedTuple):
+    """Expanded boxes of all classes: ``image`` and ``label`` int ``[n]``, ``corners`` float64 ``[n, 4]`` (x1, y1, x2,
+    y2), ``is_group_of`` bool ``[n]``."""
+
+    image: np.ndarray
+    label: np.ndarray
+    corners: np.ndarray
+    is_group_of: np.ndarray
+
+
+class DetectedBoxes(NamedTuple):
+    """Detections of all classes: ``image`` and ``label`` int ``[n]``, ``score`` float64 ``[n]``, ``corners`` ``[n, 4]``
+    (x1, y1, x2, y2)."""
+
+    image: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    corners: np.ndarray
+
+
+def countable(detections: DetectedBoxes, verified: np.ndarray) -> DetectedBoxes:
+    """Leave out detections without an area and of classes that are not verified in their image.
+
+    Args:
+        detections: of all classes.
+        verified: bool ``[images, K]``.
+    """
+    corners = detections.corners
+    kept = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
+    kept &= verified[detections.image, detections.label]
+    return DetectedBoxes(*(column[kept] for column in detections))
+
+
+def per_class_ap(
+    truth: TrueBoxes, detections: DetectedBoxes, num_classes: int, group_of_weight: float = 1.0
+) -> np.ndarray:
+    """Return AP of each class in [0, 1], float64 ``[K]``; NaN without an object.
+
+    Args:
+        truth: expanded.
+        detections: those that count, see :func:`countable`.
+        num_classes: K.
+        group_of_weight: what a group-of box counts.
+    """
+    ap = np.empty(num_classes)
+    of_truth, of_detections = (_rows_of_classes(rows.label, num_classes) for rows in (truth, detections))
+    for k in range(num_classes):
+        boxes, found = of_truth[k], of_detections[k]
+        groups = boxes[truth.is_group_of[boxes]]
+        boxes = boxes[~truth.is_group_of[boxes]]
+        ap[k] = class_ap(
+            detections.image[found],
+            detections.score[found],
+            detections.corners[found],
+            sorted_boxes(truth.image[boxes], truth.corners[boxes]),
+            sorted_boxes(truth.image[groups], truth.corners[groups]),
             group_of_weight,
         )
-        result[label] = None if np.isnan(ap) else ap
-    known = [ap for ap in result.values() if ap is not None]
-    return result, float(np.mean(known)) if known else None
+    return ap
+
+
+def _rows_of_classes(labels: np.ndarray, num_classes: int) -> List[np.ndarray]:
+    """Return the rows of each class, ascending."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.searchsorted(labels[order], np.arange(1, num_classes)))
 
 
 def _finite(rows: List[Tuple], columns: int, what: str) -> np.ndarray:

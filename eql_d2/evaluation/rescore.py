@@ -1,7 +1,7 @@
 """Score a results file without a model: what eql-d2 evaluate does."""
 
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from eql_d2.data.annotations import check_content, read_annotations
 from eql_d2.errors import InputError
@@ -48,8 +48,7 @@ def rescore(
     Raises:
         InputError: for files that are missing, damaged or do not fit each other.
     """
-    if per_category is not None and per_category.suffix not in _WRITERS:
-        raise InputError(f"--per-category {per_category} must end in .csv or .json.")
+    _check_table_name(per_category)
     content = read_annotations(annotations)
     protocol = "lvis" if content.is_lvis else "coco"
     del content
@@ -64,7 +63,71 @@ def rescore(
         groups=groups,
         protocol=protocol,
     )
-    rows = category_rows(evaluations, training_counts)
+    _write_categories(category_rows(evaluations, training_counts), per_category, plot, annotations)
+    return f"{protocol.upper()} protocol, AP and AR in percent\n\n{format_metrics(evaluations)}"
+
+
+def rescore_open_images(
+    results: Path,
+    annotations: Path,
+    classes: Optional[Path],
+    image_labels: Optional[Path] = None,
+    hierarchy: Optional[Path] = None,
+    group_by: str = "instances",
+    group_of_weight: float = 1.0,
+    per_category: Optional[Path] = None,
+    plot: Optional[Path] = None,
+    train_json: Optional[Path] = None,
+) -> str:
+    """Score a CSV file of Open Images' predictions by the challenge's rules, and return the table in Markdown.
+
+    Args:
+        results: CSV with ImageID, LabelName, Score, XMin, XMax, YMin, YMax.
+        annotations: the CSV file of the boxes.
+        classes, image_labels, hierarchy: the other files, see
+            :class:`~eql_d2.data.open_images_table.OpenImagesFiles`.
+        group_by: what the five groups of classes are ordered by in the training set, "instances" or "images".
+        group_of_weight: what a group-of box that is found counts.
+        per_category, plot: as in :func:`rescore`.
+        train_json: the CSV file of the training boxes, or the ``category_frequency.json`` of a training, for groups.
+
+    Raises:
+        InputError: for files that are missing, damaged or do not fit each other.
+    """
+    # Not before it is needed: the other formats are scored without torch and Detectron2.
+    from eql_d2.data.frequency import CategoryFrequency
+    from eql_d2.data.open_images_files import open_images_table
+    from eql_d2.data.open_images_table import OpenImagesFiles
+    from eql_d2.evaluation import open_images_results as scoring
+
+    _check_table_name(per_category)
+    if classes is None:
+        raise InputError(f"{annotations} holds boxes of Open Images; name the list of classes with --classes.")
+
+    paths = (annotations, classes, image_labels, hierarchy)
+    table, frequency = open_images_table(OpenImagesFiles(*(str(path or "") for path in paths))), None
+    if train_json is not None and train_json.suffix == ".csv":
+        training = OpenImagesFiles(str(train_json), str(classes))
+        frequency = CategoryFrequency.of_counts(open_images_table(training).header.counts)
+    elif train_json is not None:
+        frequency = CategoryFrequency.from_json(train_json)
+    scoring.check_training_counts(frequency, table, str(annotations))
+    groups = None if frequency is None else scoring.group_of_classes(frequency, group_by)
+    ap = scoring.results_ap(table, results, group_of_weight)
+    _write_categories(scoring.class_rows(table, ap, frequency, groups), per_category, plot, annotations)
+    metrics = scoring.format_open_images(scoring.summarize_groups(ap, groups))
+    return f"Open Images challenge protocol, AP at IoU 0.5 in percent\n\n{metrics}"
+
+
+def _check_table_name(per_category: Optional[Path]) -> None:
+    if per_category is not None and per_category.suffix not in _WRITERS:
+        raise InputError(f"--per-category {per_category} must end in .csv or .json.")
+
+
+def _write_categories(
+    rows: List[Mapping[str, Any]], per_category: Optional[Path], plot: Optional[Path], annotations: Path
+) -> None:
+    """Write and draw AP of each category, as far as it is asked for."""
     if per_category is not None:
         _WRITERS[per_category.suffix](rows, per_category)
     if plot is not None:
@@ -74,7 +137,6 @@ def rescore(
                 f"annotations with --train-json."
             )
         plot_categories(rows, [column for column in rows[0] if "_AP" in column], plot)
-    return f"{protocol.upper()} protocol, AP and AR in percent\n\n{format_metrics(evaluations)}"
 
 
 def iou_types_of(results: Path) -> Sequence[str]:

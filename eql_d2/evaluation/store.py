@@ -8,7 +8,7 @@ import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from eql_d2.errors import InputError
 from eql_d2.files import cannot_write, whole_file
@@ -19,21 +19,57 @@ logger = logging.getLogger("detectron2.eql_d2.evaluation")
 _Entry = Tuple[int, Path, int, int]
 
 
+class Layout(NamedTuple):
+    """How the detections of images become one results file.
+
+    Attributes:
+        start, separator, end: of the file; before the first image stands a new line.
+        encode: from the detections of an image to a line without a new line in it; raises a ``ValueError`` for NaN.
+        decode: from that line to what the file has of the image; empty for an image without detections.
+    """
+
+    start: bytes
+    separator: bytes
+    end: bytes
+    encode: Callable[[Sequence[Any]], bytes]
+    decode: Callable[[bytes], bytes]
+
+
+#: A json list of detections.
+JSON_LIST = Layout(
+    b"[", b",\n", b"\n]\n", lambda records: json.dumps(records, allow_nan=False).encode(), lambda line: line[1:-1]
+)
+
+
+def csv_layout(header: str) -> Layout:
+    """Return the layout of a CSV file, whose detections are rows of text without tabs."""
+    return Layout(header.encode(), b"\n", b"\n", _encode_rows, lambda line: line.replace(b"\t", b"\n"))
+
+
+def _encode_rows(rows: Sequence[str]) -> bytes:
+    encoded = "\t".join(rows).encode()
+    if b",nan" in encoded or b",inf" in encoded or b",-inf" in encoded:
+        raise ValueError("NaN or infinity")
+    return encoded
+
+
 @dataclass
 class PredictionStore:
     """The predictions of one evaluation, in a folder that all processes share.
 
     A file begins with a line that says whose predictions it holds (the fingerprint). Each further line is an image id,
-    the CRC-32 of the line without it and the json list of the image's detections, with tabs between them. A line that
+    the CRC-32 of the line without it and the image's detections, with tabs between them. A line that
     was cut off by an interruption, or whose checksum is another, counts for nothing: its image is done again.
 
     Attributes:
         folder: created on :meth:`open`.
         rank: of this process; it writes ``rank<N>.jsonl`` and no other file.
+        layout: of the results file.
     """
 
     folder: Path
     rank: int
+    layout: Layout = JSON_LIST
 
     def __post_init__(self):
         self.folder = Path(self.folder)
@@ -71,14 +107,14 @@ class PredictionStore:
             self._write(json.dumps({"fingerprint": fingerprint}).encode() + b"\n")
         return done
 
-    def append(self, image_id: int, detections: List[Dict[str, Any]]) -> None:
-        """Write one image's detections, in the submission format, and hand them to the operating system.
+    def append(self, image_id: int, detections: Sequence[Any]) -> None:
+        """Write one image's detections, as the layout takes them, and hand them to the operating system.
 
         Raises:
             InputError: if they cannot be written, or hold NaN; what was written before stays, to go on with.
         """
         try:
-            encoded = json.dumps(detections, allow_nan=False).encode()
+            encoded = self.layout.encode(detections)
         except ValueError:
             raise InputError(f"The model's detections in image {image_id} hold NaN or infinity.") from None
         self._write(_line(image_id, encoded))
@@ -115,13 +151,14 @@ class PredictionStore:
         """
         entries = {entry[0]: entry for entry in self._entries()}
         with whole_file(path) as target:
-            target.write(b"[")
+            target.write(self.layout.start)
             separator = b"\n"
-            for detections in _read_in_order(entries):
+            for line in _read_in_order(entries):
+                detections = self.layout.decode(line)
                 if detections:
                     target.write(separator + detections)
-                    separator = b",\n"
-            target.write(b"\n]\n")
+                    separator = self.layout.separator
+            target.write(self.layout.end)
         return len(entries)
 
     def delete(self) -> None:
@@ -142,7 +179,7 @@ def _line(image_id: int, detections: bytes) -> bytes:
 
 
 def _parse(line: bytes) -> Optional[Tuple[int, bytes]]:
-    """Return the image id and the json of its detections, ``None`` if the line is damaged."""
+    """Return the image id and its encoded detections, ``None`` if the line is damaged."""
     try:
         image_id, _, detections = line.split(b"\t", 2)
         parsed = int(image_id), detections[:-1]
@@ -188,7 +225,7 @@ def _drop_damaged_lines(path: Path) -> None:
 
 
 def _read_in_order(entries: Dict[int, _Entry]) -> Iterator[bytes]:
-    """Yield the detections of each image by ascending id, as json without the brackets of the list."""
+    """Yield the encoded detections of each image by ascending id."""
     files: Dict[Path, BinaryIO] = {}
     try:
         for image_id in sorted(entries):
@@ -198,7 +235,7 @@ def _read_in_order(entries: Dict[int, _Entry]) -> Iterator[bytes]:
             parsed = _parse(file.read(length))
             if parsed is None or parsed[0] != image_id:
                 raise InputError(f"{path} has changed while it was read; evaluate again.")
-            yield parsed[1][1:-1]
+            yield parsed[1]
     finally:
         for file in files.values():
             file.close()
