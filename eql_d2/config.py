@@ -123,6 +123,11 @@ def add_eql_config(cfg: CN) -> None:
     # Choose DATALOADER.REPEAT_THRESHOLD from the counts, so that the classes that are repeated have about this share of
     # the image counts; 0 for the threshold as it is.
     node.REPEAT_TAIL_RATIO = 0.0
+    # The frequency of a class that the threshold is divided by: its share of the "images", or the "geometric" mean of
+    # that and of its share of all instances (IRFS).
+    node.REPEAT_FREQUENCY = "images"
+    # Power of that quotient; 0 for the half that DATALOADER.REPEAT_SQRT stands for, or the 1 without it.
+    node.REPEAT_EXPONENT = 0.0
 
     node.TRAINING = CN()
     # How many of the checkpoints of every SOLVER.CHECKPOINT_PERIOD iterations are kept, the last ones; 0 for all. The

@@ -4,6 +4,7 @@ import logging
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, cast
 
 import numpy as np
+import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
@@ -145,17 +146,32 @@ def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record]) -> torchdata.Sa
 
 
 def repeat_factors(cfg: CfgNode, dataset: Sequence[Record]) -> Tensor:
-    """Return how often each image is repeated, float32 ``[N]``, by Detectron2's rule (LVIS, arXiv 1908.03195, B.2).
+    """Return how often each image is repeated, float32 ``[N]``: the largest ``max(1, (t / f)^p)`` of its classes.
 
-    Frequencies are shares of the ``N`` images given; an image without annotations is taken once.
+    With the defaults this is LVIS's rule (arXiv 1908.03195, B.2) as Detectron2 has it: f is a class's share of the N
+    images given, t ``DATALOADER.REPEAT_THRESHOLD``, p a half. With ``REPEAT_FREQUENCY`` "geometric" f is the geometric
+    mean of that share and the class's share of all instances (IRFS, arXiv 2305.08069). An image without annotations is
+    taken once.
+
+    Raises:
+        InputError: if ``REPEAT_FREQUENCY`` is neither "images" nor "geometric", or ``REPEAT_EXPONENT`` below 0.
     """
-    # Only the labels are needed: no image is unpacked for them.
-    labels_only: List[Record] = [{"annotations": []} for _ in range(len(dataset))]
-    for image, label in zip(*(values.tolist() for values in _labels_of_all(dataset, with_crowd=True))):
-        labels_only[image]["annotations"].append({"category_id": label})
-    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        labels_only, repeat_threshold(cfg, dataset), sqrt=cfg.DATALOADER.REPEAT_SQRT
-    )
+    node = cfg.MODEL.LONG_TAIL
+    if node.REPEAT_FREQUENCY not in ("images", "geometric"):
+        raise InputError(
+            f"MODEL.LONG_TAIL.REPEAT_FREQUENCY is {node.REPEAT_FREQUENCY!r}; there are 'images' and 'geometric'."
+        )
+    if node.REPEAT_EXPONENT < 0:
+        raise InputError(f"MODEL.LONG_TAIL.REPEAT_EXPONENT is {node.REPEAT_EXPONENT}; it must be at least 0.")
+    images, labels = _labels_of_all(dataset, with_crowd=True)
+    num_labels = int(labels.max(initial=0)) + 1
+    frequency = images_of_labels(images, labels, num_labels) / max(len(dataset), 1)
+    if node.REPEAT_FREQUENCY == "geometric":
+        frequency = np.sqrt(frequency * np.bincount(labels, minlength=num_labels) / max(len(labels), 1))
+    exponent = node.REPEAT_EXPONENT or (0.5 if cfg.DATALOADER.REPEAT_SQRT else 1.0)
+    factors = np.ones(len(dataset))
+    np.maximum.at(factors, images, (repeat_threshold(cfg, dataset) / frequency[labels]) ** exponent)
+    return torch.from_numpy(factors).float()
 
 
 def repeat_threshold(cfg: CfgNode, dataset: Sequence[Record]) -> float:

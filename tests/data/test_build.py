@@ -105,6 +105,24 @@ def test_repeat_factors_are_detectron2s(cfg):
     assert factors.tolist() == pytest.approx([(0.8 / 0.5) ** 0.5, (0.8 / 0.25) ** 0.5, (0.8 / 0.25) ** 0.5, 1.0])
 
 
+def test_repeat_factors_by_instances_and_with_another_exponent(cfg):
+    """Labels 0 and 2 have 1 of 4 images, label 1 has 2; of the instances 0 and 2 have 1 each."""
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.8
+    dataset = long_tail_dataset_dicts(["gappy"], filter_empty=False)
+    labels = [annotation["category_id"] for record in dataset for annotation in record["annotations"]]
+    shares = [labels.count(label) / len(labels) for label in range(3)]
+    means = [(image_share * share) ** 0.5 for image_share, share in zip((0.25, 0.5, 0.25), shares)]
+    by_image = [[max(1, (0.8 / means[a["category_id"]]) ** 0.3) for a in record["annotations"]] for record in dataset]
+    cfg.MODEL.LONG_TAIL.update({"REPEAT_FREQUENCY": "geometric", "REPEAT_EXPONENT": 0.3})
+    assert repeat_factors(cfg, dataset).tolist() == pytest.approx([max(factors, default=1) for factors in by_image])
+    cfg.MODEL.LONG_TAIL.REPEAT_FREQUENCY = "boxes"
+    with pytest.raises(InputError, match="REPEAT_FREQUENCY is 'boxes'"):
+        repeat_factors(cfg, dataset)
+    cfg.MODEL.LONG_TAIL.update({"REPEAT_FREQUENCY": "images", "REPEAT_EXPONENT": -1.0})
+    with pytest.raises(InputError, match="REPEAT_EXPONENT is -1"):
+        repeat_factors(cfg, dataset)
+
+
 def test_repeated_images_are_the_right_ones(cfg):
     # Without the square root image 25 has factor 4 and the others 1: four of seven draws, also with an empty image.
     cfg.DATALOADER.update({"REPEAT_THRESHOLD": 1.0, "REPEAT_SQRT": False, "FILTER_EMPTY_ANNOTATIONS": False})
