@@ -20,7 +20,7 @@ COMMANDS = {
     "thresholds": "the score from which each class is shown, from a validation set",
     "schedule": "images of an epoch, iterations and epochs of a config on its data",
     "convert-checkpoint": "weights of mmdetection, torchvision or timm for MODEL.WEIGHTS",
-    "predict": "detections of a trained model on images or a video",
+    "predict": "detections of a trained model on images, folders or a video",
     "reproduce": "run the tables of the papers and print them beside the published numbers",
     "analyze": "gradients, probabilities, weights, AP and confusion of trained classifiers",
     "report": "the report of a run, or the comparison of several, as one HTML page",

@@ -84,6 +84,12 @@ class Predictor:
             return {label: category_id for category_id, label in known.items()}
         return {label: label + 1 for label in range(self.cfg.MODEL.ROI_HEADS.NUM_CLASSES)}
 
+    @property
+    def class_names(self) -> List[str]:
+        """The K names of the classes; "class 1" and on where no data set is at hand."""
+        known = self.metadata.get("thing_classes")
+        return list(known or (f"class {category_id}" for category_id in self.category_ids.values()))
+
     def __call__(self, image: np.ndarray) -> Instances:
         """Return the detections of one image, on the CPU.
 
