@@ -41,8 +41,6 @@ class FiniteTrainer(SimpleTrainer):
         self._losses: List[Dict[str, Tensor]] = []
         self._buffers: List[Tensor] = []
         self._before: List[Tensor] = []
-        self.model.register_forward_pre_hook(self._remember)
-        self.model.register_forward_hook(self._mark)
 
     def run_step(self) -> None:
         """Same as ``SimpleTrainer.run_step``.
@@ -51,9 +49,15 @@ class FiniteTrainer(SimpleTrainer):
             FloatingPointError: if this is the last of ``patience`` steps in a row that were skipped.
         """
         self._batch, self._losses = [], []
-        # Detectron2 raises on the rank whose proposals are not finite, while the others wait for its gradient.
-        with patch.object(rpn, "find_top_rpn_proposals", _top_finite_proposals):
-            super().run_step()
+        # For this step alone: a copy of the model, as that of its moving average, is none of this trainer's.
+        hooks = [self.model.register_forward_pre_hook(self._remember), self.model.register_forward_hook(self._mark)]
+        try:
+            # Detectron2 raises on the rank whose proposals are not finite, while the others wait for its gradient.
+            with patch.object(rpn, "find_top_rpn_proposals", _top_finite_proposals):
+                super().run_step()
+        finally:
+            for hook in hooks:
+                hook.remove()
         if self.in_a_row >= self.patience:
             raise FloatingPointError(
                 f"{self.in_a_row} steps in a row up to iteration {self.iter} had a loss or a gradient that is not "
