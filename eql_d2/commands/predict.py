@@ -22,6 +22,7 @@ import tqdm
 
 from eql_d2 import Predictor
 from eql_d2.config import load_config
+from eql_d2.data.image_files import read_bgr
 from eql_d2.engine.launch import ALLOW_MISSING
 from eql_d2.errors import InputError
 from eql_d2.evaluation.exchange import coco_dataset, yolo_lines
@@ -80,10 +81,10 @@ def image_paths(inputs: Iterable[Path]) -> List[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path))
-    if image is None:
-        raise InputError(f"--input {path} cannot be read as an image.")
-    return image
+    try:
+        return read_bgr(path)
+    except OSError as error:
+        raise InputError(f"--input {path} cannot be read as an image ({error}).") from None
 
 
 def read_ahead(paths: Sequence[Path], ahead: int) -> Iterator[np.ndarray]:

@@ -222,15 +222,15 @@ def cache_files(json_file: str) -> List[Path]:
     if chosen == "off":
         return []
     place = Path(os.path.expanduser(chosen)) / in_folder if chosen else path.with_name(f"{path.name}.eql_d2_cache")
-    if chosen and not _is_strangers(place):
+    if chosen and not is_strangers(place):
         return [place]
     user_cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     # A user id that the system does not know has no home, and the ~ stays.
     places = [place, Path(user_cache) / "eql_d2" / in_folder] if os.path.isabs(user_cache) else [place]
-    return [place for place in places if not _is_strangers(place)]
+    return [place for place in places if not is_strangers(place)]
 
 
-def _is_strangers(location: Path) -> bool:
+def is_strangers(location: Path) -> bool:
     """Whether something lies there that is no file of this user's alone or root's; it is neither read nor replaced."""
     try:
         status = os.stat(location)

@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
-
 from eql_d2.data.annotations import (
     Annotation,
     AnnotationFile,
@@ -21,7 +18,7 @@ from eql_d2.data.annotations import (
     wrong_values,
 )
 from eql_d2.data.ground_truth import doubled_annotations, ids_without_area
-from eql_d2.data.image_sizes import upright_size
+from eql_d2.data.image_files import load_image, upright_size
 from eql_d2.data.lvis import FileNaming, choose_file_naming
 from eql_d2.data.records import image_record
 from eql_d2.data.segmentation import is_valid_polygon
@@ -312,11 +309,9 @@ def _check_images(
 def try_image(path: str, report: Report) -> Optional[Tuple[int, int]]:
     """Read an image file as a whole; return its width and height, upright, or ``None`` if the report says why not."""
     try:
-        with PILImage.open(path) as opened:
-            opened.load()
-            return upright_size(opened)
+        return upright_size(load_image(path))
     except FileNotFoundError:
         report.add("image files that are not there", path)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except OSError as error:
         report.add("image files that cannot be read", f"{path}: {error}")
     return None

@@ -5,21 +5,13 @@ from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
 from eql_d2.data.annotations import PathLike
+from eql_d2.data.cache import is_strangers
+from eql_d2.data.image_files import read_upright_size
 from eql_d2.data.records import RecordError
 from eql_d2.errors import InputError
 from eql_d2.files import whole_file
-
-_EXIF_ORIENTATION = 274
-
-
-def upright_size(image: PILImage.Image) -> Tuple[int, int]:
-    """Return width and height after the rotation that the file's EXIF data asks for, as Detectron2 reads it."""
-    width, height = image.size
-    return (height, width) if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
 class ImageSizes:
@@ -40,11 +32,14 @@ class ImageSizes:
 
     def _is_there(self, path: Path) -> bool:
         """Return whether there is a file of the right length that can be written to, and make one if there is none."""
+        if is_strangers(path):
+            return False
         num_bytes = self._shape[0] * 2 * np.dtype(np.int32).itemsize
         if not path.is_file() or path.stat().st_size != num_bytes:
             try:
                 with whole_file(path) as file:
                     file.truncate(num_bytes)
+                    os.chmod(file.name, 0o644)
             except InputError:
                 return False
         return os.access(path, os.W_OK)
@@ -91,11 +86,10 @@ def read_size(file_name: PathLike) -> Tuple[int, int]:
         RecordError: if the file is missing or no image.
     """
     try:
-        with PILImage.open(file_name) as image:
-            return upright_size(image)
+        return read_upright_size(file_name)
     except FileNotFoundError:
         raise RecordError(f"{os.fspath(file_name)} is not there; eql-d2 check-dataset lists all such images.") from None
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except OSError as error:
         raise RecordError(
             f"{os.fspath(file_name)} cannot be read as an image ({error}); eql-d2 check-dataset lists all such images."
         ) from None

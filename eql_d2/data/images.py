@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.utils import comm
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Sampler
 from torchvision import transforms
 
@@ -18,6 +17,7 @@ from eql_d2.data.augmentation import BatchAugmentation, policy_names
 from eql_d2.data.build import build_train_sampler, check_num_classes, long_tail_dataset_dicts
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.classification import Record, record_label
+from eql_d2.data.image_files import load_image
 from eql_d2.data.records import RecordError
 from eql_d2.errors import InputError
 
@@ -148,13 +148,14 @@ class ImageMapper:
             InputError: if the image is missing or cannot be decoded.
         """
         try:
-            with warnings.catch_warnings(), Image.open(record["file_name"]) as opened:
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Pillow, for the EXIF data of a few ImageNet files
-                image = self.transform(opened.convert("RGB"))
+                loaded = load_image(record["file_name"])
         except FileNotFoundError:
             raise self._error(record, "is not there") from None
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        except OSError as error:
             raise self._error(record, f"cannot be read as an image ({error})") from None
+        image = self.transform(loaded.convert("RGB"))
         return {"image": image, "image_id": record["image_id"], "gt_class": record_label(record)}
 
     def _error(self, record: Record, what: str) -> RecordError:

@@ -1,7 +1,7 @@
 """From a dataset dict to what the model takes, with the image-level labels."""
 
 import copy
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 from detectron2.config import configurable
@@ -9,6 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 
 from eql_d2.data.catalog import describe_dataset
+from eql_d2.data.image_files import load_image, read_upright_size
 from eql_d2.data.records import RecordError
 from eql_d2.data.segmentation import check_polygon, check_run_lengths
 from eql_d2.errors import InputError
@@ -53,14 +54,17 @@ class LongTailDatasetMapper(DatasetMapper):
         if self.is_train and self.use_instance_mask:
             self._check_masks(record)
         try:
+            read_upright_size(record["file_name"])  # before Detectron2 opens whatever it is
             example = super().__call__(record)
         except SizeMismatchError as error:
             raise self._error(record, f"is of another size than its json says ({error})") from None
         except FileNotFoundError:
             raise self._error(record, "is not there") from None
-        # Pillow raises OSError for what it cannot identify or finds truncated, SyntaxError for some broken PNG files.
-        except (OSError, SyntaxError) as error:
-            raise self._error(record, f"cannot be read as an image ({error})") from None
+        except Exception:  # a broken image may raise anything, and so may what is done to a sound one
+            reason = _unreadable(record["file_name"])
+            if reason is None:
+                raise
+            raise self._error(record, f"cannot be read as an image ({reason})") from None
         if self.is_train and image_labels is not None:
             example["image_labels"] = {
                 key: torch.as_tensor(image_labels[key], dtype=torch.int64) for key in ("positive", "negative")
@@ -102,6 +106,15 @@ class LongTailDatasetMapper(DatasetMapper):
         return RecordError(
             f"{record['file_name']}, listed in {self.listed_in}, {what}; eql-d2 check-dataset lists all such images."
         )
+
+
+def _unreadable(path: str) -> Optional[str]:
+    """Return why an image file cannot be read, ``None`` if it can."""
+    try:
+        load_image(path)
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def _check_mask(mask: Any, record: Dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
-from PIL import Image, UnidentifiedImageError
 
 from eql_d2.data.annotations import PathLike, read_annotations, readable_json
+from eql_d2.data.image_files import read_upright_size
 from eql_d2.errors import InputError
 
 #: Image files that lie in a folder of YOLO.
@@ -173,9 +173,8 @@ def _relative(path: Path, root: Path) -> str:
 
 def _image_size(path: Path) -> Tuple[int, int]:
     try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError) as error:
+        return read_upright_size(path)
+    except OSError as error:
         raise InputError(f"{path} cannot be read as an image ({error}).") from None
 
 

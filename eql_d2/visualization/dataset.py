@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, FrozenSet, List, Optional, Sequence
 
-import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -17,6 +16,7 @@ from eql_d2.data.catalog import describe_dataset, frequency_of_records
 from eql_d2.data.coco import load_coco
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.groups import GROUP_NAMES
+from eql_d2.data.image_files import read_bgr
 from eql_d2.data.lvis import load_lvis
 from eql_d2.data.records import Record
 from eql_d2.data.registration import open_table
@@ -108,11 +108,13 @@ class AnnotatedSet:
         Raises:
             InputError: if it is missing or no image.
         """
-        image = cv2.imread(str(record["file_name"]), cv2.IMREAD_COLOR)
-        if image is None:
-            state = "cannot be read as an image" if Path(record["file_name"]).is_file() else "is not there"
-            raise InputError(f"{record['file_name']}, listed in {self.source}, {state}.")
-        return image
+        try:
+            return read_bgr(record["file_name"])
+        except FileNotFoundError:
+            state = "is not there"
+        except OSError as error:
+            state = f"cannot be read as an image ({error})"
+        raise InputError(f"{record['file_name']}, listed in {self.source}, {state}.")
 
     def select(self, only: str) -> Optional[FrozenSet[int]]:
         """Return the labels that ``only`` means: "rare", "common", "frequent" or the name of a class.
