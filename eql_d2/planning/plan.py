@@ -193,6 +193,7 @@ def _config_text(cfg: CfgNode, advice: List[Advice], source: PathLike) -> str:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = list(value) if isinstance(value, tuple) else value
+    nested["VERSION"] = cfg.VERSION  # without it Detectron2 warns
     words = [f"Written by eql-d2 plan for {source}; {PAGE_FILE} beside it has the reasons.", ""]
     words += [f"{one.about}: {one.choice}" for one in advice]
     words += ["NUM_CLASSES 0: as many as the data has. Any key may be set on the command line of eql-d2 train, too."]
