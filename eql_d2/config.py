@@ -56,6 +56,9 @@ def add_eql_config(cfg: CN) -> None:
     # Data sets to register: [name, json, image folder] each. Relative paths start at $DETECTRON2_DATASETS (default
     # ./datasets), and $VARIABLES are expanded. LVIS or COCO format, told apart by the json's content.
     node.DATASETS = []
+    # Whether the annotations of DATASETS may name images that are not below the image folder, by an absolute path or by
+    # "..". They then may name any file that you can read.
+    node.IMAGES_ANYWHERE = False
     # The program that computes LVIS AP: "auto" (hotcoco if installed, else lvis), "hotcoco" or "lvis".
     node.EVALUATOR = "auto"
     # Report AP-fixed (arXiv 2102.01066) beside AP: the 10,000 best detections of each class over the whole set, no cap

@@ -114,7 +114,7 @@ def register_from_config(cfg: CfgNode) -> None:
         if "://" not in image_root and not os.path.isdir(image_root):
             raise InputError(f"{image_root}: there is no such folder; it should hold the images of {name}.")
         register = register_lvis if open_table(json_file).header.is_lvis else register_coco
-        register(name, json_file, image_root)
+        register(name, json_file, image_root, cfg.MODEL.LONG_TAIL.IMAGES_ANYWHERE)
     for entry in cfg.MODEL.LONG_TAIL.CLASSIFICATION.DATASETS:
         _register_image_set_entry(entry)
     for entry in cfg.MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
+from detectron2.data import MetadataCatalog
+
 from eql_d2.data.annotations import (
     Annotation,
     AnnotationFile,
@@ -98,7 +100,8 @@ def check_dataset(
     Args:
         json_file: the annotations.
         image_root: the image folder; ``None`` leaves the images unchecked.
-        name: of an official LVIS set, whose counts are then compared with the published ones.
+        name: of an official LVIS set, whose counts are then compared with the published ones, or another registered
+            one, of which it is taken whether its images may lie anywhere.
         max_examples: examples of each kind of finding.
         progress: wraps the images while their files are read, for a progress bar.
 
@@ -122,7 +125,8 @@ def check_dataset(
     if content.has_image_labels:
         _check_image_labels(content, report)
     if image_root is not None and content.images:
-        _check_images(content, os.fspath(image_root), report, progress)
+        anywhere = bool(name and MetadataCatalog.get(name).get("images_anywhere"))
+        _check_images(content, os.fspath(image_root), anywhere, report, progress)
     return report
 
 
@@ -288,16 +292,24 @@ def _check_image_labels(content: AnnotationFile, report: Report) -> None:
 
 
 def _check_images(
-    content: AnnotationFile, image_root: str, report: Report, progress: Callable[[Iterable[Image]], Iterable[Image]]
+    content: AnnotationFile,
+    image_root: str,
+    anywhere: bool,
+    report: Report,
+    progress: Callable[[Iterable[Image]], Iterable[Image]],
 ) -> None:
     images = sorted(content.images, key=lambda image: image.id)
     if content.is_lvis:
-        file_path = choose_file_naming(image_root, image_record(images[0]))
+        file_path = choose_file_naming(image_root, image_record(images[0]), anywhere)
     else:
-        file_path = FileNaming(image_root, "file_name")
+        file_path = FileNaming(image_root, "file_name", anywhere)
     report.summary.append(f"image files by the rule: {file_path.rule}, below {image_root}")
     for image in progress(images):
-        path = file_path(image_record(image))
+        try:
+            path = file_path(image_record(image))
+        except InputError as error:
+            report.add("image names that lead out of the image folder", str(error))
+            continue
         size = try_image(path, report)
         if size is not None and size != (image.width, image.height):
             report.add(

@@ -8,6 +8,7 @@ import numpy as np
 from eql_d2.data.annotations import PathLike, duplicates
 from eql_d2.data.check import Report, try_image
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.image_files import path_below
 from eql_d2.data.open_images_files import open_images_table, read_hierarchy
 from eql_d2.data.open_images_table import OpenImagesFiles, OpenImagesTable
 from eql_d2.data.records import entries_of_rows
@@ -55,7 +56,11 @@ def check_open_images(
     _check_labels(table, report)
     if image_root is not None:
         for row in progress(range(len(table))):
-            try_image(os.path.join(image_root, f"{table.image_id(row)}.jpg"), report)
+            path = path_below(os.fspath(image_root), f"{table.image_id(row)}.jpg")
+            if path is None:
+                report.add("image ids that lead out of the image folder", table.image_id(row))
+            else:
+                try_image(path, report)
     return report
 
 

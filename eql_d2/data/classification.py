@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from eql_d2.data.annotations import PathLike
+from eql_d2.data.image_files import path_below
 from eql_d2.data.records import Record
 from eql_d2.data.registration import set_metadata
 from eql_d2.errors import InputError
@@ -108,13 +109,16 @@ def load_cifar(path: PathLike, split: str = "train", imbalance: Optional[float] 
     return ImageSet([_record(int(i), int(labels[i]), image=images[i]) for i in indices], names)
 
 
-def load_image_list(path: PathLike, images: PathLike, classes: Optional[PathLike] = None) -> ImageSet:
+def load_image_list(
+    path: PathLike, images: PathLike, classes: Optional[PathLike] = None, images_anywhere: bool = False
+) -> ImageSet:
     """Load a list of ``path label`` lines, as ImageNet-LT and Places-LT are given.
 
     Args:
         path: of the list; blank lines are skipped.
         images: the folder that the paths start at.
         classes: a file with one class name per line; without it the labels are numbers, as many as the list's largest.
+        images_anywhere: whether a path may lead out of that folder, as ``/data/a.jpg`` and ``../a.jpg`` do.
 
     Raises:
         InputError: naming the first line that is not of this form.
@@ -126,11 +130,12 @@ def load_image_list(path: PathLike, images: PathLike, classes: Optional[PathLike
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdigit():
             raise InputError(f"{path}, line {number}: {line!r} is not 'path label' with a label from 0 on.")
-        records.append(_record(len(records), int(label), file_name=str(Path(images, name.strip()))))
+        file_name = _image_path(images, name.strip(), images_anywhere, f"{path}, line {number}")
+        records.append(_record(len(records), int(label), file_name=file_name))
     return _checked(records, _text(classes).splitlines() if classes else None, str(path))
 
 
-def load_inaturalist(path: PathLike, images: PathLike) -> ImageSet:
+def load_inaturalist(path: PathLike, images: PathLike, images_anywhere: bool = False) -> ImageSet:
     """Load an iNaturalist json: ``images``, ``annotations`` with one ``category_id`` each, and maybe ``categories``.
 
     The label is the place of the category id among those of ``categories``, or the id itself without them.
@@ -138,6 +143,7 @@ def load_inaturalist(path: PathLike, images: PathLike) -> ImageSet:
     Args:
         path: of the json.
         images: the folder that ``file_name`` starts at.
+        images_anywhere: as for :func:`load_image_list`.
 
     Raises:
         InputError: if the file is no such json.
@@ -151,14 +157,26 @@ def load_inaturalist(path: PathLike, images: PathLike) -> ImageSet:
             _record(
                 int(entry["image_id"]),
                 labels[entry["category_id"]] if categories else int(entry["category_id"]),
-                file_name=str(Path(images, files[entry["image_id"]])),
+                file_name=_image_path(images, files[entry["image_id"]], images_anywhere, str(path)),
             )
             for entry in content["annotations"]
         ]
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no iNaturalist json ({error!r}).") from None
     names = [str(category.get("name", category["id"])) for category in categories]
     return _checked(records, names or None, str(path))
+
+
+def _image_path(images: PathLike, name: str, anywhere: bool, where: str) -> str:
+    path = str(Path(images, name)) if anywhere else path_below(str(Path(images)), name)
+    if path is None:
+        raise InputError(
+            f"{where}: {name!r} leads out of the image folder {images}. Name a folder that holds all images or, if you "
+            f"trust the list with any path of this machine, set images_anywhere True for the data set."
+        )
+    return path
 
 
 def load_image_folder(path: PathLike) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Opening image files that may come from anybody: regular files alone, of bounded size, decoded in this process.
+"""Image files that may come from anybody: below the image folder, regular, of bounded size, decoded in this process.
 
 A pipe or a device in the place of an image would be waited for, a file of a few kilobytes may stand for billions of
 pixels, and an EPS file is a program, which Pillow hands to Ghostscript. Each is an error here. The bound is Pillow's
@@ -88,6 +88,28 @@ def read_bgr(path: PathLike) -> np.ndarray:
     if decoded is None:
         raise ImageFileError("OpenCV cannot decode it")
     return decoded
+
+
+def path_below(folder: str, name: str) -> Optional[str]:
+    """Return the path of an image, or ``None`` if its name leads out of its folder, as ``/etc/x`` and ``../x`` do.
+
+    What counts are the names, not where links lead: whole image folders are often links, and so are files in them,
+    which the user has made. A path with ``..`` in it is returned without, so that it is the one that was looked at.
+
+    Args:
+        folder: of the images.
+        name: of the image, by the annotations.
+    """
+    path = os.path.join(folder, name)
+    if not leads_out(name):
+        return path
+    inside, root = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.normpath(path) if inside.startswith(os.path.join(root, "")) else None
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name may lead out of a folder that it is joined to."""
+    return os.path.isabs(name) or ".." in name.replace(os.sep, "/").split("/")
 
 
 @contextmanager

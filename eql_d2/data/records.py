@@ -26,6 +26,7 @@ from eql_d2.data.annotations import (
     image_level_labels,
 )
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.image_files import leads_out
 from eql_d2.data.segmentation import MAX_COORDINATE, is_plainly_polygons, is_valid_polygon
 from eql_d2.errors import InputError
 
@@ -65,6 +66,7 @@ class Header(msgspec.Struct):
         annotation_crowd: bool ``[A]``.
         num_left_out: instances without a valid polygon.
         num_orphans: annotations of images that are not listed.
+        names_lead_out: whether the name of an image may lead out of the image folder, as ``/etc/x`` and ``../x`` do.
     """
 
     checksum: str
@@ -79,6 +81,7 @@ class Header(msgspec.Struct):
     annotation_crowd: bytes = b""
     num_left_out: int = 0
     num_orphans: int = 0
+    names_lead_out: bool = False
 
     def table(self, buffer: Any, reopen: Optional[tuple] = None) -> "AnnotationTable":
         """Return the table over the packed records; arguments as for :class:`AnnotationTable`."""
@@ -311,6 +314,11 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: Writer) ->
         annotation_crowd=np.asarray(crowd, bool).tobytes(),
         num_left_out=num_listed - len(classes),
         num_orphans=len(content.annotations or ()) - num_listed,
+        names_lead_out=any(
+            leads_out(name)
+            for image in content.images
+            for name in (image.file_name, "/".join(image.coco_url.split("/")[-2:]))
+        ),
     )
 
 

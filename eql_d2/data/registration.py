@@ -10,14 +10,20 @@ from eql_d2.data.cache import cached_table
 from eql_d2.data.records import AnnotationTable, RecordList
 from eql_d2.errors import InputError
 
-Loader = Callable[[str, str, Optional[str]], RecordList]
+Loader = Callable[[str, str, Optional[str], bool], RecordList]
 
-# What was registered here: name -> (evaluator type, annotations, image folder).
-_REGISTERED: Dict[str, Tuple[str, str, str]] = {}
+# What was registered here: name -> (evaluator type, annotations, image folder, and what else tells it from another).
+_REGISTERED: Dict[str, Tuple[str, ...]] = {}
 
 
 def register_dataset(
-    name: str, evaluator_type: str, json_file: PathLike, image_root: PathLike, loader: Loader, replace: bool = False
+    name: str,
+    evaluator_type: str,
+    json_file: PathLike,
+    image_root: PathLike,
+    loader: Loader,
+    replace: bool = False,
+    images_anywhere: bool = False,
 ) -> bool:
     """Register a data set under a name; the same data set under the same name again is no error.
 
@@ -26,8 +32,9 @@ def register_dataset(
         evaluator_type: "lvis" or "coco".
         json_file: the annotations.
         image_root: the image folder.
-        loader: called with the json, the image folder and the name when the data set is needed.
+        loader: called with the json, the image folder, the name and ``images_anywhere`` when the data set is needed.
         replace: take the place of what another program registered under the name.
+        images_anywhere: whether the json may name images that are not below the image folder.
 
     Returns:
         Whether the data set is new.
@@ -35,21 +42,20 @@ def register_dataset(
     Raises:
         InputError: if the name stands for another data set.
     """
-    where = (evaluator_type, str(json_file), str(image_root))
-    is_new = register_loader(name, where, lambda: loader(str(json_file), str(image_root), name), replace)
+    where = (evaluator_type, str(json_file), str(image_root), *["images anywhere"] * images_anywhere)
+    is_new = register_loader(name, where, lambda: loader(*where[1:3], name, images_anywhere), replace)
     if is_new:
-        set_metadata(name, json_file=str(json_file), image_root=str(image_root), evaluator_type=evaluator_type)
+        set_metadata(name, json_file=where[1], image_root=where[2], evaluator_type=evaluator_type)
+        set_metadata(name, images_anywhere=images_anywhere)
     return is_new
 
 
-def register_loader(
-    name: str, where: Tuple[str, str, str], load: Callable[[], RecordList], replace: bool = False
-) -> bool:
+def register_loader(name: str, where: Tuple[str, ...], load: Callable[[], RecordList], replace: bool = False) -> bool:
     """Put a data set into Detectron2's catalog; as :func:`register_dataset`, without metadata.
 
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
-        where: evaluator type, annotations and image folder, which tell it from another one.
+        where: evaluator type, annotations, image folder and whatever else tells it from another one.
         load: called when the data set is needed.
         replace: take the place of what another program registered under the name.
     """

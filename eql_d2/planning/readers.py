@@ -4,6 +4,7 @@ The latter two are read by globox and become a json in COCO format; boxes alone,
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -76,9 +77,11 @@ def _read_yolo(path: Path) -> Tuple[Split, Optional[Split]]:
             _yolo_folder(root, str(entry), path) for entry in ([entries] if isinstance(entries, str) else entries)
         ]
         if folders:
-            splits[key] = Split(
-                _coco(_yolo_images(root, folders, names), [names[label] for label in sorted(names)]), root
-            )
+            # As it is, unless "..", an absolute path or a link leads out of it: file names start at one folder.
+            resolved = root.resolve()
+            images = root if all(resolved in (one, *one.parents) for one in folders) else _common(resolved, folders)
+            annotations = _yolo_images(images, folders, names)
+            splits[key] = Split(_coco(annotations, [names[label] for label in sorted(names)]), images)
     return splits["train"], splits.get("val")
 
 
@@ -100,7 +103,7 @@ def _yolo_images(root: Path, folders: Iterable[Path], names: Dict[int, str]) -> 
         place = len(parts) - 1 - parts[::-1].index("images")
         labels = Path(*parts[:place], "labels", *parts[place + 1 :])
         for image in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES):
-            name, size = _relative(image, root), _image_size(image)
+            name, size = image.relative_to(root.resolve()).as_posix(), _image_size(image)
             file = labels / image.relative_to(folder).with_suffix(".txt")
             if not file.is_file():  # an image without an object has no file, or an empty one
                 annotations.append(globox.Annotation(name, size, []))
@@ -164,11 +167,8 @@ def _coco(annotations: Sequence[Any], names: Sequence[str]) -> Dict[str, Any]:
     }
 
 
-def _relative(path: Path, root: Path) -> str:
-    try:
-        return path.relative_to(root.resolve()).as_posix()
-    except ValueError:
-        return str(path)  # an absolute file name stays what it is when it is joined to the folder
+def _common(root: Path, folders: Iterable[Path]) -> Path:
+    return Path(os.path.commonpath([root, *folders]))
 
 
 def _image_size(path: Path) -> Tuple[int, int]:

@@ -43,6 +43,17 @@ def test_yolo(yolo):
         assert [one["bbox"] for one in val.content["annotations"]] == [[0, 0, 64, 64]]
 
 
+def test_yolo_with_images_beside_the_folder_of_the_list(yolo):
+    """File names then start at the folder that holds all, and none leads out of it."""
+    (yolo / "lists").mkdir()
+    (yolo / "data.yaml").rename(yolo / "lists" / "data.yaml")
+    (yolo / "lists" / "data.yaml").write_text(f"train: ../images/train\nval: {yolo}/images/val\nnames: [cat, light]\n")
+    train, val = read_split(yolo / "lists")
+    assert train.images == val.images == yolo
+    assert [image["file_name"] for image in train.content["images"]] == ["images/train/a.png", "images/train/b.jpg"]
+    assert [image["file_name"] for image in val.content["images"]] == ["images/val/c.png"]
+
+
 def test_yolo_that_cannot_be_read(yolo):
     labels = yolo / "labels/train/a.txt"
     for text, words in (
