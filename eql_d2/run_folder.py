@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 from contextlib import suppress
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import detectron2
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 from torch import nn
 
 import eql_d2
@@ -126,6 +128,20 @@ class RunFolder:
                         f"iteration."
                     ) from None
         return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+    def mend_history(self) -> None:
+        """Drop the end of ``metrics.json`` after its last whole line, which a process left that was killed.
+
+        In place: the file may be open already, to be added to.
+        """
+        if self.history_file.is_file():
+            content = self.history_file.read_bytes()
+            os.truncate(self.history_file, content.rfind(b"\n") + 1)
+
+    def has_evaluated(self, iteration: int) -> bool:
+        """Return whether ``metrics.json`` has the metrics of an evaluation after this iteration."""
+        metrics = flatten_results_dict(self.read_results().get("results", {}))
+        return any(line["iteration"] == iteration and not metrics.keys().isdisjoint(line) for line in self.history)
 
     def metric_keys(self) -> List[str]:
         """Return the names in :attr:`history`, sorted."""

@@ -71,6 +71,22 @@ def test_a_resumed_history_and_a_line_cut_off(tmp_path):
         _ = RunFolder(tmp_path).history
 
 
+def test_a_history_with_half_a_line_is_mended_in_place(tmp_path):
+    run = RunFolder(tmp_path)
+    run.mend_history()
+    with run.history_file.open("a") as file:
+        file.write('{"iteration": 4, "bbox/AP": 1}\n{"iterat')
+        file.flush()
+        run.mend_history()
+        file.write('{"iteration": 5}\n')
+    assert [line["iteration"] for line in run.history] == [4, 5]
+    run.write_results({}, {"bbox": {"AP": 1.0}})
+    assert run.has_evaluated(4) and not run.has_evaluated(5)
+    run.history_file.write_text("half")
+    run.mend_history()
+    assert run.history_file.read_text() == ""
+
+
 def test_the_last_metrics_are_those_of_the_last_whole_line(tmp_path):
     run = RunFolder(tmp_path)
     lines = ['{"iteration": 9, "total_loss": 2.0}', '{"iteration": 5, "total_loss": 3.0}', '{"iteration": 5, "AP": 1}']

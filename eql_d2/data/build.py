@@ -7,9 +7,8 @@ import numpy as np
 import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
-from detectron2.utils import comm
 from torch import Tensor
 
 from eql_d2.data.catalog import (
@@ -23,6 +22,7 @@ from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.data.records import Record, RecordList, images_of_labels
 from eql_d2.data.samplers import ClassAwareSampler
+from eql_d2.data.stream import IndexBatches, TrainLoader, images_per_process, shared_seed
 from eql_d2.errors import InputError
 
 logger = logging.getLogger("detectron2.eql_d2.data")
@@ -30,8 +30,10 @@ logger = logging.getLogger("detectron2.eql_d2.data")
 Mapper = Callable[[Record], Dict[str, Any]]
 
 
-def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> Any:
+def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> TrainLoader:
     """Return an endless loader of training batches, the same stream for the same non-negative ``cfg.SEED``.
+
+    It can go on where a training was stopped, see :class:`~eql_d2.data.stream.TrainLoader`.
 
     ``DATALOADER.SAMPLER_TRAIN`` may be TrainingSampler, RepeatFactorTrainingSampler or ClassAwareSampler.
 
@@ -55,16 +57,22 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> Any:
     for name in names:
         if MetadataCatalog.get(name).get("has_annotations") is False:
             raise InputError(f"{describe_dataset(name)} has no annotations and cannot be in DATASETS.TRAIN.")
-    return build_detection_train_loader(
-        dataset,
-        mapper=mapper or LongTailDatasetMapper(cfg, True),
-        sampler=build_train_sampler(cfg, dataset),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        # The seed of the workers' augmentations: the same in each run, another on each rank.
-        seed=None if cfg.SEED < 0 else cfg.SEED + comm.get_rank(),
+    return build_stream(cfg, dataset, mapper or LongTailDatasetMapper(cfg, True))
+
+
+def build_stream(cfg: CfgNode, dataset: Sequence[Record], mapper: Mapper) -> TrainLoader:
+    """Return the loader of training batches with the config's sampler, batch size and workers.
+
+    Raises:
+        InputError: if there is no such sampler, or the processes cannot share a batch evenly.
+    """
+    seed = shared_seed(cfg.SEED)
+    batches = IndexBatches(
+        build_train_sampler(cfg, dataset, seed),
+        images_per_process(cfg.SOLVER.IMS_PER_BATCH),
+        dataset if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
+    return TrainLoader(dataset, mapper, batches, cfg.DATALOADER.NUM_WORKERS, seed)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Optional[Mapper] = None) -> torchdata.DataLoader:
@@ -125,14 +133,19 @@ class ConcatenatedRecords(torchdata.ConcatDataset):
         return cast(List[Sequence[Record]], self.datasets)
 
 
-def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record]) -> torchdata.Sampler:
+def build_train_sampler(cfg: CfgNode, dataset: Sequence[Record], seed: Optional[int] = None) -> torchdata.Sampler:
     """Return the sampler that ``DATALOADER.SAMPLER_TRAIN`` names.
+
+    Args:
+        cfg: of the training.
+        dataset: to sample from.
+        seed: ``cfg.SEED`` by default.
 
     Raises:
         InputError: if there is no sampler of that name.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    seed = None if cfg.SEED < 0 else cfg.SEED
+    seed = shared_seed(cfg.SEED) if seed is None else seed
     if name == "TrainingSampler":
         return TrainingSampler(len(dataset), seed=seed)
     if name == "RepeatFactorTrainingSampler":

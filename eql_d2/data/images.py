@@ -8,17 +8,18 @@ from typing import Any, Dict, Iterator, List, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 from torchvision import transforms
 
 from eql_d2.data.augmentation import BatchAugmentation, policy_names
-from eql_d2.data.build import build_train_sampler, check_num_classes, long_tail_dataset_dicts
+from eql_d2.data.build import build_stream, build_train_sampler, check_num_classes, long_tail_dataset_dicts
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.classification import Record, record_label
 from eql_d2.data.image_files import load_image
 from eql_d2.data.records import RecordError
+from eql_d2.data.stream import images_per_process, shared_seed
 from eql_d2.errors import InputError
 
 
@@ -34,20 +35,13 @@ def build_image_train_loader(cfg: CfgNode) -> Any:
         raise InputError("DATASETS.TRAIN is empty; name at least one training set.")
     records = long_tail_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     check_num_classes(cfg, cfg.DATASETS.TRAIN)
-    sampler = build_train_sampler(cfg, records)
     if _in_memory(records):
         node = cfg.MODEL.LONG_TAIL.CLASSIFICATION
         augmentation = BatchAugmentation(node.PADDING, _flips(cfg), node.AUTO_AUGMENT, node.CUTOUT)
-        return MemoryTrainLoader(records, sampler, augmentation, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED)
-    return build_detection_train_loader(
-        records,
-        mapper=ImageMapper(cfg, is_train=True, listed_in=", ".join(cfg.DATASETS.TRAIN)),
-        sampler=sampler,
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=False,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        seed=None if cfg.SEED < 0 else cfg.SEED + comm.get_rank(),
-    )
+        seed = shared_seed(cfg.SEED)
+        sampler = build_train_sampler(cfg, records, seed)
+        return MemoryTrainLoader(records, sampler, augmentation, cfg.SOLVER.IMS_PER_BATCH, seed)
+    return build_stream(cfg, records, ImageMapper(cfg, is_train=True, listed_in=", ".join(cfg.DATASETS.TRAIN)))
 
 
 def build_image_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
@@ -77,7 +71,7 @@ class MemoryTrainLoader:
         sampler: gives endless indices, of this rank alone.
         augmentation: of a batch.
         total_batch_size: images of all ranks.
-        seed: of the augmentation; negative for another one each time.
+        seed: of the augmentation.
 
     Raises:
         InputError: if the images differ in size, or the ranks cannot share a batch evenly.
@@ -94,20 +88,25 @@ class MemoryTrainLoader:
         shapes = {record["image"].shape for record in records}
         if len(shapes) > 1:
             raise InputError(f"Images in memory must be of one size; there are {sorted(shapes)[:3]}.")
-        world_size = comm.get_world_size()
-        if total_batch_size < 1 or total_batch_size % world_size:
-            raise InputError(f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be a multiple of {world_size}.")
-        self.batch_size = total_batch_size // world_size
+        self.batch_size = images_per_process(total_batch_size)
         self.images = torch.from_numpy(np.stack([record["image"] for record in records])).permute(0, 3, 1, 2)
         self.image_ids = [record["image_id"] for record in records]
         self.labels = [record_label(record) for record in records]
         self.sampler, self.augmentation = sampler, augmentation
-        self.seed = comm.shared_random_seed() if seed < 0 else seed
+        self.seed = seed
         self.first = 0
 
     def seek(self, iteration: int) -> None:
         """Let the next iterator start at the batch of this iteration."""
         self.first = iteration
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return all that the batches to come follow from, but for their position."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.seed = self.sampler._seed = state["seed"]  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
         indices = itertools.islice(iter(self.sampler), self.first * self.batch_size, None)

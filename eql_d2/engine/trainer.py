@@ -5,8 +5,7 @@ import sys
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple, Type
 from unittest.mock import patch
 
 import torch
@@ -20,10 +19,12 @@ from eql_d2.data.build import build_test_loader, build_train_loader
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.classification import is_classification_set
 from eql_d2.data.images import build_image_test_loader, build_image_train_loader
+from eql_d2.data.random_state import same_random_state_afterwards
 from eql_d2.engine.accumulation import accumulating, check_parts
 from eql_d2.engine.best_checkpoint import BestCheckpoint, EarlyStop
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.console import ProgressBar, settings_that_matter
+from eql_d2.engine.continuation import Continuation
 from eql_d2.engine.ema import CHECKPOINT_KEY, WeightAverage
 from eql_d2.engine.finite import CPUAutocastTrainer, FiniteAMPTrainer, FiniteTrainer, check_finite
 from eql_d2.engine.gradient_hook import GradientHook
@@ -84,21 +85,43 @@ class Trainer(DefaultTrainer):
                 f"trained detector, or train both stages with eql-d2 train-two-stage."
             )
         super().resume_or_load(resume)
-        # Loaders that can go on with the batch that comes next; the others start their stream anew.
-        if hasattr(self._trainer.data_loader, "seek"):
-            self._trainer.data_loader.seek(self.start_iter)
 
     def train(self):
         """Train, and evaluate as ``TEST.EVAL_PERIOD`` says and at the end; metrics go to ``results.json`` too."""
         if comm.is_main_process():
-            remove_leftovers(Path(self.cfg.OUTPUT_DIR))
+            folder = RunFolder(self.cfg.OUTPUT_DIR)
+            remove_leftovers(folder.folder)
+            folder.mend_history()
             frequency = category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY)
-            RunFolder(self.cfg.OUTPUT_DIR).write_frequency(frequency)
+            folder.write_frequency(frequency)
             log_experiment(self.cfg, self.model)
             logger.info("Settings:\n%s", "\n".join(settings_that_matter(self.cfg, self.model, frequency)))
         with suppress(EarlyStop):
             super().train()
         return getattr(self, "_last_eval_results", None) or {}
+
+    def before_train(self):
+        super().before_train()
+        if self.start_iter:
+            self._make_up_for_hooks()
+
+    def _make_up_for_hooks(self) -> None:
+        """Call the hooks that follow a checkpoint for the one that is resumed from: it may have been stopped there.
+
+        They evaluate, if that is not done, and write metrics; after the last iteration the final weights are saved.
+        """
+        iteration = self.start_iter - 1
+        is_evaluated = comm.is_main_process() and RunFolder(self.cfg.OUTPUT_DIR).has_evaluated(iteration)
+        is_evaluated = comm.all_gather(is_evaluated)[0]
+        kinds: Tuple[Type[HookBase], ...] = (hooks.PeriodicWriter,)
+        if not is_evaluated:
+            kinds += (hooks.EvalHook, BestCheckpoint)
+        if self.start_iter == self.max_iter:
+            kinds += (Continuation, hooks.PeriodicCheckpointer)
+        self.iter = self.storage.iter = iteration
+        for hook in [hook for hook in self._hooks if isinstance(hook, kinds)]:
+            hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
 
     def run_step(self):
         with accumulating(self._trainer, self.cfg.MODEL.LONG_TAIL.ACCUMULATE.PARTS):
@@ -110,11 +133,11 @@ class Trainer(DefaultTrainer):
         Raises:
             FloatingPointError: if they are not: a step whose gradient was finite has made them infinite.
         """
-        if self._is_saved():
+        if self.is_saved():
             check_finite(self.model.state_dict())
         super().after_step()
 
-    def _is_saved(self) -> bool:
+    def is_saved(self) -> bool:
         """Return whether this iteration ends with a checkpoint."""
         return (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.iter + 1 == self.max_iter
 
@@ -139,6 +162,9 @@ class Trainer(DefaultTrainer):
             ret.insert(position, hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.evaluated_model)))
         if self.cfg.MODEL.LONG_TAIL.BEST.METRIC:
             ret.insert(position, BestCheckpoint(self.cfg, self.evaluated_model))
+        # Before checkpoints, which the main process alone writes, and evaluation.
+        saving = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        ret.insert([isinstance(hook, saving) for hook in ret].index(True), Continuation())
         return ret
 
     def _with_average(self, ret: List[HookBase]) -> List[HookBase]:
@@ -196,6 +222,7 @@ class Trainer(DefaultTrainer):
         return results
 
     @classmethod
+    @same_random_state_afterwards()  # a training that is resumed after its evaluation goes on with the same numbers
     def _evaluate(cls, cfg, model, evaluators) -> Dict[str, Any]:
         _share_batch_norm(model)
         results = OrderedDict()

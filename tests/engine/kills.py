@@ -1,0 +1,120 @@
+"""Trainings that are killed again and again, and compared with one that was not.
+
+Used by the tests for a few kills, and by benchmarks/soak_kills.py for many.
+"""
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from eql_d2.data.builtin import register_from_config
+from eql_d2.engine.trainer import Trainer
+from eql_d2.run_folder import RunFolder
+from tests.conftest import tiny_config
+from tests.engine.ranks import start_ranks
+
+#: Metrics that are times, and no two runs share.
+_TIMES = ("time", "data_time", "eta_seconds", "rank_data_time")
+
+
+def train(cfg: Any) -> None:
+    """What a process of the training does; it resumes if there is a checkpoint."""
+    seed_all_rng(cfg.SEED + comm.get_rank())  # as default_setup does
+    register_from_config(cfg)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+
+
+def configured(folder: Path, output: str, *opts: Any) -> Any:
+    """A tiny training on the folder's data that writes a checkpoint after every second iteration."""
+    settings = ["INPUT.MIN_SIZE_TRAIN", (32, 40), "INPUT.MAX_SIZE_TRAIN", 48, "SOLVER.MAX_ITER", 10]
+    settings += [
+        "INPUT.MIN_SIZE_TEST",
+        32,
+        "SOLVER.CHECKPOINT_PERIOD",
+        2,
+        "TEST.EVAL_PERIOD",
+        4,
+        "OUTPUT_DIR",
+        str(folder / output),
+    ]
+    settings += ["MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20]
+    settings += ["MODEL.RPN.PRE_NMS_TOPK_TEST", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 10, "MODEL.MASK_ON", False]
+    return tiny_config(folder, "Mask-R-CNN-FPN", "EQL_V2", *settings, *opts)
+
+
+def run_to_the_end(cfg: Any, folder: Path, world_size: int, kills: int, seed: int = 0) -> List[int]:
+    """Train, killing one of the processes ``kills`` times at a random moment, and starting all of them again.
+
+    Returns:
+        The iteration of the last checkpoint at each kill, -1 before the first.
+    """
+    moments = random.Random(seed)
+    at: List[int] = []
+    interval = 1.0  # seconds from one checkpoint to the next
+    for attempt in range(10 * (kills + 1)):
+        processes = start_ranks(train, world_size, folder / f"meet_{Path(cfg.OUTPUT_DIR).name}_{attempt}", cfg)
+        # A moment between two checkpoints, the first of which this run has written itself, or none at all.
+        began, seen, awaited = time.monotonic(), _last(cfg), moments.randint(0, 2)
+        while len(at) < kills and awaited and processes[0].is_alive():
+            if _last(cfg) != seen:
+                seen, awaited = _last(cfg), awaited - 1
+                began, interval = time.monotonic(), max(time.monotonic() - began, 0.1)
+            time.sleep(0.01)
+        processes[0].join(moments.uniform(0, interval) if len(at) < kills else None)
+        if not processes[0].is_alive():
+            for process in processes:
+                process.join()
+            assert [process.exitcode for process in processes] == [0] * world_size
+            if len(at) == kills:
+                return at
+            shutil.rmtree(cfg.OUTPUT_DIR)  # it has ended before all kills: once more from the start
+            continue
+        moments.choice(processes).kill()
+        for process in processes:  # those that are left wait for it for ever
+            process.kill()
+            process.join()
+        at.append(_last(cfg))
+    raise AssertionError(f"{len(at)} of {kills} kills after {attempt + 1} runs.")
+
+
+def _last(cfg: Any) -> int:
+    """Return the iteration of the last checkpoint, -1 if there is none."""
+    file = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    name = file.read_text() if file.is_file() else "model_-1.pth"
+    return int(name[len("model_") : -len(".pth")].replace("final", str(cfg.SOLVER.MAX_ITER)))
+
+
+def outcome(cfg: Any) -> Dict[str, Any]:
+    """Return all that a training leaves, but for its times: the last checkpoint, metrics over time, results."""
+    folder = RunFolder(cfg.OUTPUT_DIR)
+    checkpoint = torch.load(folder.weights, weights_only=True)
+    history = [{key: value for key, value in line.items() if key not in _TIMES} for line in folder.history]
+    metrics = checkpoint["trainer"]["hooks"]["Continuation"]["metrics"]
+    for name in _TIMES:
+        metrics.pop(name, None)
+    return {"checkpoint": checkpoint, "history": history, "results": folder.read_results()["results"]}
+
+
+def differences(expected: Any, found: Any, name: str = "") -> List[str]:
+    """Return the names of what is not the same to the bit."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return [
+            difference
+            for key in {**expected, **found}
+            for difference in differences(expected.get(key), found.get(key), f"{name}/{key}")
+        ]
+    if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)) and len(expected) == len(found):
+        pairs = enumerate(zip(expected, found))
+        return [difference for i, pair in pairs for difference in differences(*pair, f"{name}/{i}")]
+    if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
+        return [] if expected.dtype == found.dtype and torch.equal(expected, found) else [name]
+    return [] if repr(expected) == repr(found) else [name]  # NaN is NaN
