@@ -20,7 +20,7 @@ from tests.conftest import CONFIGS, ROOT
 #: The detectors; tests/test_classification_configs.py has the classifiers.
 LEAVES = [path for path in leaves() if CONFIGS / "classification" not in path.parents]
 #: Folders of the configs that are no method's.
-SETS = ("mini", "photographs", "real")
+SETS = ("mini", "mini_openimages", "photographs", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
 CALIBRATIONS = {name.lower() for name, _ in CALIBRATION_REGISTRY}
 #: All others have two.
@@ -131,7 +131,9 @@ def test_leaf(path, counts_folder):
     for depth in (50, 101):
         assert (f"_{depth}_" in path.name) <= (depth == cfg.MODEL.RESNETS.DEPTH)
     resnets = cfg.MODEL.RESNETS
-    width = 32 if path.parent.name in ("mini", "photographs") else 64  # the mini model is half as wide as ResNet-50
+    width = (
+        32 if path.parent.name in ("mini", "mini_openimages", "photographs") else 64
+    )  # the mini model is half as wide as ResNet-50
     groups = (64, 4, False) if "X_101_64x4d" in path.name else (1, width, resnets.STRIDE_IN_1X1)
     assert groups == (resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP, resnets.STRIDE_IN_1X1)
     if "paper" in path.name:

@@ -1,11 +1,13 @@
 """Generate a long-tailed data set in LVIS format, small enough to train on without a GPU.
 
     eql-d2 make-mini-dataset --output datasets/mini
+    eql-d2 make-mini-dataset --output datasets/mini_openimages --format openimages
     eql-d2 make-mini-dataset --output datasets/photographs --objects cifar100_lt.npz
 
-The first draws shapes; the second takes the photographs of a classification set (an .npz with x_train, y_train, x_test,
-y_test and classes, or a CIFAR archive), four to an image. Does nothing if the set is there already. ``--statistics``
-prints what ``docs/mini_dataset.md`` states.
+The first draws shapes; the second gives them the files of Open Images (hierarchy, group-of boxes, verified labels),
+with classes for each shape and a hue, too; the third takes the photographs of a classification set (an .npz with
+x_train, y_train, x_test, y_test and classes, or a CIFAR archive), four to an image. Does nothing if the set is there
+already. ``--statistics`` prints what ``docs/mini_dataset.md`` states.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
 
 from eql_d2.errors import InputError
-from eql_d2.mini import MiniParameters, generate_mini_dataset, lvis_statistics
+from eql_d2.mini import FORMATS, MiniParameters, lvis_statistics
 from eql_d2.mini.folder import read_stamp
 from eql_d2.mini.photographs import PhotographParameters, generate_photograph_dataset
 
@@ -23,7 +25,7 @@ _NUMBERS = (
     ("--classes", "num_classes", "number of classes"),
     ("--train-images", "num_train", "number of training images"),
     ("--val-images", "num_val", "number of validation images"),
-    ("--test-images", "num_test", "number of test images, of shapes without annotations"),
+    ("--test-images", "num_test", "number of test images, of shapes without annotations (LVIS's format)"),
     ("--image-size", "image_size", "side of the square images in pixels"),
     ("--seed", "seed", "seed of all random choices"),
     ("--first-class", "first_class", "appearances to leave out: 60 gives no class of the default set"),
@@ -41,6 +43,7 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> Dict[str, Any]:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; created if it is absent")
     parser.add_argument("--objects", metavar="FILE", help="photographs in the place of shapes")
+    parser.add_argument("--format", choices=FORMATS, help="of the files of shapes (default: lvis)")
     for option, field, what in _NUMBERS:
         default = f"default: {getattr(shapes, field)}"
         if hasattr(photographs, field) and getattr(photographs, field) != getattr(shapes, field):
@@ -54,7 +57,8 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> Dict[str, Any]:
     parser.add_argument("--statistics", action="store_true", default=False, help="print the statistics of the set")
     given = vars(parser.parse_args(argv))
     if "objects" in given:
-        names = {field: option for option, field, _ in _NUMBERS} | {"balanced_train": "--balanced-train"}
+        names = {field: option for option, field, _ in _NUMBERS}
+        names.update(balanced_train="--balanced-train", format="--format")
         useless = [names[field] for field in given if field in names and not hasattr(photographs, field)]
         if useless:
             raise InputError(f"{useless[0]} is of no use with --objects, whose photographs decide it; leave it out.")
@@ -77,7 +81,13 @@ def print_statistics(folder: Path) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_arguments(argv)
     output, statistics = args.pop("output"), args.pop("statistics")
-    generate: Callable[..., Path] = generate_photograph_dataset if "objects" in args else generate_mini_dataset
+    if statistics and args.get("format") == "openimages":
+        raise InputError(
+            "--statistics are those of LVIS's format; eql-d2 check-dataset prints those of Open Images' files."
+        )
+    generate: Callable[..., Path] = FORMATS[args.pop("format", "lvis")]
+    if "objects" in args:
+        generate = generate_photograph_dataset
     folder = generate(output, **args)
     print(f"{folder} holds the data set.")
     if statistics:

@@ -175,7 +175,7 @@ def published_value(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str
         tables: as :func:`~eql_d2.experiments.references.read_tables` returns them.
         reference: ``table``, ``row`` and, where a cell holds two numbers of two models, ``part``.
         metric: as ``segm/APr``; ``bbox_TTA/AP`` is that of test-time augmentation, and of a kind that is no box's or
-            mask's, as ``oid/AP1``, the name is that of the column.
+            mask's, as ``oid/AP-1-rarest``, the column is called the same, if the table's ``columns`` does not say else.
 
     Raises:
         InputError: if there is no such table, or not exactly one such row.
@@ -187,8 +187,12 @@ def published_value(tables: Mapping[str, Dict[str, Any]], reference: Mapping[str
         position = {"bbox": 0, "segm": 1}.get(kind, len(numbers))
         return numbers[position] if name == "AP" and position < len(numbers) else None
     kind = kind.removesuffix("_TTA")  # with test-time augmentation
-    if kind not in ("bbox", "segm"):  # metrics of other tasks are called as the papers' columns are
-        return None if row.get(name) is None else str(row[name])
+    if kind not in (
+        "bbox",
+        "segm",
+    ):  # metrics of other tasks are called as the papers' columns are, or as the table says
+        column = table.get("columns", {}).get(name, name)
+        return None if row.get(column) is None else str(row[column])
     metric = f"{kind}/{name}"
     measured = "box" if table["metric"].startswith("box") else "mask"
     column = _PUBLISHED_COLUMNS[measured].get(metric)

@@ -17,8 +17,10 @@ ROWS_FILE = Path(__file__).with_name("references.yaml")
 SECTIONS = {
     "LVISv0.5": "LVIS v0.5",
     "LVISv1": "LVIS v1",
+    "OpenImages": "Open Images, challenge 2019",
     "classification": "Image classification",
     "mini": "The generated data set",
+    "mini_openimages": "The generated data set in the format of Open Images",
     "photographs": "Photographs of CIFAR-100, four to an image",
     "real": "A few real photographs",
 }
@@ -29,19 +31,21 @@ INTRODUCTION = """\
 Every config with the numbers that its paper and its authors' repository print for the same row. Made by
 `python tools/make_model_zoo.py` from the configs, `eql_d2/experiments/paper_tables.yaml` and
 `eql_d2/experiments/references.yaml`; a test fails when it is out of date. There are no weights to download: none of
-the LVIS configs was run here.
+the configs for LVIS and Open Images was run here.
 
-Numbers are AP on the validation set, of masks or boxes, with that of the rare, common and frequent classes in
-brackets; of image classifiers the top-1 and top-5 accuracy in percent. "n/a" is a number that is not published or
-could not be recovered. The tags name the source, see [docs/methods/README.md](docs/methods/README.md#sources). Rows
-of different schedules are not comparable: `paper` (EQL's paper, 25 epochs, class-agnostic masks), `repo` (EQL's
-repository, class-specific masks, scale jitter), `1x` and `2x` (12 and 24 epochs, scale jitter), `coco_1x` (12 epochs
-from a COCO detector, one scale), `stage2` (the classifier trained further, all else frozen; how to run a pair:
-[docs/methods/README.md](docs/methods/README.md#two-stages)).
+Numbers are AP on the validation set, of masks or boxes, with that of the rare, common and frequent classes in brackets;
+of Open Images AP at IoU 0.5; of image classifiers the top-1 and top-5 accuracy in percent. "n/a" is a number that is
+not published or could not be recovered. The tags name the source, see
+[docs/methods/README.md](docs/methods/README.md#sources). Rows of different schedules are not comparable: `paper` (EQL's
+paper, 25 epochs, class-agnostic masks), `repo` (EQL's repository, class-specific masks, scale jitter), `1x` and `2x`
+(12 and 24 epochs, scale jitter), `coco_1x` (12 epochs from a COCO detector, one scale), `stage2` (the classifier
+trained further, all else frozen; how to run a pair: [docs/methods/README.md](docs/methods/README.md#two-stages)).
 """
 NOTES = {
     "mini": "Made to compare methods on a laptop; nothing is published for it. What was measured is in "
     "[docs/results.md](docs/results.md).",
+    "mini_openimages": "A small copy of Open Images: its files, its metric, its groups; nothing is published for it. "
+    "The set is in [docs/mini_dataset.md](docs/mini_dataset.md).",
     "photographs": "Made to see what holds beyond generated shapes; nothing is published for it. The set and the "
     "protocol are in [docs/mini_dataset.md](docs/mini_dataset.md).",
     "real": "Proof that real annotations flow through; nothing is published for it. What was measured is in "
@@ -105,7 +109,8 @@ def published_number(tables: Mapping[str, Dict[str, Any]], reference: Mapping[st
         accuracies = (f"top-{k} {row[f'top{k}']}" for k in (1, 5) if row.get(f"top{k}") is not None)
         return f"{', '.join(accuracies)} {source}"
     kind = "box" if table["metric"].startswith("box") else "mask"
-    value = row["AP"] if "part" not in reference else row["AP"].split(" / ")[reference["part"]]
+    value = row[table.get("columns", {}).get("AP", "AP")]
+    value = value if "part" not in reference else value.split(" / ")[reference["part"]]
     groups = [ABSENT if row.get(f"AP{group}") is None else str(row[f"AP{group}"]) for group in GROUPS]
     text = f"{kind} {value}" + (f" ({', '.join(groups)})" if set(groups) != {ABSENT} else "")
     if row.get("APbbox") is not None:

@@ -24,7 +24,7 @@ from eql_d2.experiments.execution import (
 from eql_d2.experiments.launchers import Launcher
 from eql_d2.experiments.plan import PlannedRun, code_digest, runs_of
 from eql_d2.experiments.spec import FIXED, Table
-from eql_d2.mini import generate_mini_dataset
+from eql_d2.mini import FORMATS
 from eql_d2.mini.photographs import generate_photograph_dataset
 
 OUTPUT = Path("output/tables")
@@ -44,7 +44,8 @@ def generate_data(table: Table) -> None:
             objects = resolve_path(arguments["objects"], f"{table.name}: generate.{folder}.objects")
             generate_photograph_dataset(output_dir, **{**arguments, "objects": objects})
         else:
-            generate_mini_dataset(output_dir, **arguments)
+            options = dict(arguments)
+            FORMATS[options.pop("format", "lvis")](output_dir, **options)
 
 
 def run_table(

@@ -19,8 +19,9 @@ A specification is a mapping:
 ``prepare``
     rows by name that are trained first, with one seed, and not printed: what others start from.
 ``generate``
-    arguments of :func:`eql_d2.mini.generate_mini_dataset` by folder below ``$DETECTRON2_DATASETS``; with ``objects``,
-    those of :func:`eql_d2.mini.photographs.generate_photograph_dataset`.
+    arguments of :func:`eql_d2.mini.generate_mini_dataset` by folder below ``$DETECTRON2_DATASETS``, with ``format:
+    openimages`` of :func:`eql_d2.mini.generate_open_images_dataset`; with ``objects``, those of
+    :func:`eql_d2.mini.photographs.generate_photograph_dataset`.
 ``published``
     ids of the tables in ``paper_tables.yaml`` whose numbers are printed; all by default.
 ``fixed_opts``
