@@ -6,9 +6,9 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import BinaryIO, Dict, Iterator, Optional, Tuple, Union
+from typing import BinaryIO, Dict, Iterator, Tuple, Union
 
-from eql_d2.errors import InputError
+from eql_d2.errors import InputError, cannot_write, os_error
 
 try:
     import fcntl
@@ -45,30 +45,10 @@ def whole_file(path: PathLike) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        cause = _os_error(error)
+        cause = os_error(error)
         if cause is None:
             raise
         raise InputError(cannot_write(path, cause)) from None
-
-
-def _os_error(error: BaseException) -> Optional[OSError]:
-    """Return the operating system's error behind an exception: torch.save raises one of its own after it."""
-    if isinstance(error, OSError):
-        return error
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        return error.__context__
-    return None
-
-
-def cannot_write(path: PathLike, error: OSError) -> str:
-    """Return the sentence for a file that cannot be written."""
-    advice = "free some space or name another place" if is_full(error) else "name another place"
-    return f"{path} cannot be written ({error.strerror or error}); {advice}."
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a disk, a quota or the limit of a file's size is exhausted."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_whole(path: PathLike, content: Union[str, bytes]) -> None:

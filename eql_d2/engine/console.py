@@ -17,6 +17,7 @@ from tqdm import tqdm
 from eql_d2.data.classification import is_classification_set
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.groups import GROUP_NAMES
+from eql_d2.errors import one_line
 
 #: Lines that a message may have on the console; of a longer one only the first is shown.
 MAX_LINES = 20
@@ -45,7 +46,8 @@ def setup_console(output_dir: str) -> None:
 
 
 class ConsoleFilter(logging.Filter):
-    """Lets each warning through once, and in a terminal no losses, which the progress bar shows."""
+    """Lets each warning through once, in a terminal no losses, which the progress bar shows, and no stack of an error
+    that the tool says in one line at its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +55,8 @@ class ConsoleFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == _METRICS_LOGGER and sys.stdout.isatty():
+            return False
+        if record.exc_info and record.exc_info[1] is not None and one_line(record.exc_info[1]) is not None:
             return False
         if record.levelno < logging.WARNING:
             return True

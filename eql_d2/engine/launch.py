@@ -1,11 +1,14 @@
 """Starting one process, several processes, or joining those that torchrun started."""
 
+import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from datetime import timedelta
-from typing import Callable
+from functools import partial
+from typing import Any, Callable
 
 import torch
 import torch.distributed as dist
@@ -14,11 +17,10 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
 from eql_d2.compat import quiet_warnings
-from eql_d2.errors import InputError
+from eql_d2.errors import INPUT_ERROR_STATUS, one_line
 
 #: Evaluation runs on the main process while the others wait for it.
 TIMEOUT = timedelta(hours=2)
-INPUT_ERROR_STATUS = 2
 #: What the flag of that name does, in every tool that runs a trained model.
 ALLOW_MISSING = "run the model even if MODEL.WEIGHTS lacks some of its parameters, which then stay as initialized"
 #: Seconds that ranks other than 0 leave to rank 0, and the launcher, before they report an error themselves.
@@ -75,20 +77,34 @@ def _join_torchrun() -> None:
 def _guarded(main: Callable, args) -> None:
     """Call ``main(args)``; print what the user can mend as one line, anything else with its stack, and exit."""
     quiet_warnings()
+    _say_a_full_disk_once()
     try:
         main(args)
-    except (InputError, FloatingPointError) as error:
-        # Most often every rank meets the same error. Rank 0 says so first and the launcher ends the others meanwhile;
-        # an error of one rank alone (an image that only it reads) is said by that rank.
-        if comm.get_rank() > 0:
-            time.sleep(OTHER_RANKS_WAIT)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        _exit(INPUT_ERROR_STATUS)
-    except Exception:
+    except Exception as error:
+        line = str(error) if isinstance(error, FloatingPointError) else one_line(error)
+        if line is not None:
+            # Most often every rank meets the same error. Rank 0 says so first and the launcher ends the others
+            # meanwhile; an error of one rank alone (an image that only it reads) is said by that rank.
+            if comm.get_rank() > 0:
+                time.sleep(OTHER_RANKS_WAIT)
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            _exit(INPUT_ERROR_STATUS)
         if comm.get_world_size() == 1:
             raise
         traceback.print_exc()
         _exit(1)
+
+
+def _say_a_full_disk_once() -> None:
+    """Keep logs, TensorBoard's thread and files that are closed at exit from printing a stack each."""
+    logging.raiseExceptions = False
+    threading.excepthook = partial(_unless_one_line, threading.excepthook)
+    sys.unraisablehook = partial(_unless_one_line, sys.unraisablehook)
+
+
+def _unless_one_line(hook: Callable, arguments: Any) -> None:
+    if arguments.exc_value is None or one_line(arguments.exc_value) is None:
+        hook(arguments)
 
 
 def _exit(status: int) -> None:

@@ -15,9 +15,12 @@ from eql_d2.config_files import find_config_file
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.fit import fit_to_data
 from eql_d2.engine.console import setup_console
-from eql_d2.errors import InputError
-from eql_d2.files import FolderLock, cannot_write
+from eql_d2.errors import InputError, cannot_write
+from eql_d2.files import FolderLock
 from eql_d2.run_folder import RunFolder
+
+#: Bytes: config and log of a run. Detectron2 empties the earlier config before it finds that there is no room.
+_LEAST_SPACE = 1 << 20
 
 
 def setup(args) -> CfgNode:
@@ -80,7 +83,7 @@ def _try_to_write(folder: Path) -> None:
     probe = folder / f".write_test_{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("also a full disk makes empty files")
+        probe.write_bytes(bytes(_LEAST_SPACE))  # also a full disk makes empty files
     except OSError as error:
         raise InputError(cannot_write(folder, error)) from None
     finally:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
-from eql_d2.errors import InputError
-from eql_d2.files import cannot_write, whole_file
+from eql_d2.errors import InputError, cannot_write
+from eql_d2.files import whole_file
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
