@@ -184,7 +184,8 @@ def _draw_sizes(panel: Any, facts: DatasetFacts) -> None:
 
 def _draw_objects(panel: Any, facts: DatasetFacts) -> None:
     most = int(facts.objects_of_image.max())
-    panel.hist(facts.objects_of_image, bins=np.arange(-0.5, most + 1.5, max(1, most // 40)), color="0.4")
+    width = max(1, most // 40)
+    panel.hist(facts.objects_of_image, bins=np.arange(-0.5, most + width + 0.5, width), color="0.4")
     panel.set_xlabel("objects of an image")
     panel.set_ylabel("images")
 

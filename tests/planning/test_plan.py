@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from eql_d2.config import get_cfg, load_config
+from eql_d2.data.builtin import register_from_config
+from eql_d2.data.fit import fit_to_data
 from eql_d2.errors import InputError
 from eql_d2.mini.generate import generate_mini_dataset
 from eql_d2.planning import plan
@@ -114,6 +116,19 @@ def test_a_given_validation_set(mine, tmp_path):
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"val\.json: category 1 is 'another' and in the training set"):
         plan(mine / "mine.json", tmp_path / "plan", **given)
+
+
+def test_yolo_in_full(yolo):
+    """Its own validation images, boxes alone, and too few of them for a tail."""
+    pytest.importorskip("globox")
+    planned = plan(yolo, yolo / "plan")
+    cfg = load_config(str(planned.config_file))
+    assert not cfg.MODEL.MASK_ON and cfg.MODEL.LONG_TAIL.BEST.METRIC == "bbox/AP"
+    assert [facts.categories.names for facts in (planned.train, planned.val)] == [["cat", "Traffic light"]] * 2
+    assert cfg.DATASETS.TEST == ("plan_val",) and planned.train.missing_files == 0
+    register_from_config(cfg)
+    fit_to_data(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
 
 
 def test_without_a_split_there_is_no_validation(mine, tmp_path, monkeypatch):
