@@ -33,10 +33,11 @@ def cannot_write(path: Union[str, os.PathLike], error: OSError) -> str:
 def one_line(error: BaseException) -> Optional[str]:
     """Return what a tool says of an exception in place of its stack, ``None`` if the stack is wanted.
 
-    The line is that of an :class:`InputError`; of a disk, quota or size of file that is exhausted wherever that comes
-    to light (Detectron2 writes its logs and metrics itself); and of a path that may not be used as it is.
+    The line is that of an :class:`InputError`, or of a training that has diverged (``FloatingPointError``); of a disk,
+    quota or size of file that is exhausted wherever that comes to light (Detectron2 writes its logs and metrics
+    itself); and of a path that may not be used as it is.
     """
-    if isinstance(error, InputError):
+    if isinstance(error, (InputError, FloatingPointError)):
         return str(error)
     cause = os_error(error)
     if cause is None:

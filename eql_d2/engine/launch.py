@@ -81,7 +81,7 @@ def _guarded(main: Callable, args) -> None:
     try:
         main(args)
     except Exception as error:
-        line = str(error) if isinstance(error, FloatingPointError) else one_line(error)
+        line = one_line(error)
         if line is not None:
             # Most often every rank meets the same error. Rank 0 says so first and the launcher ends the others
             # meanwhile; an error of one rank alone (an image that only it reads) is said by that rank.
