@@ -43,10 +43,15 @@ def register_dataset(
         InputError: if the name stands for another data set.
     """
     where = (evaluator_type, str(json_file), str(image_root), *["images anywhere"] * images_anywhere)
-    is_new = register_loader(name, where, lambda: loader(*where[1:3], name, images_anywhere), replace)
+    is_new = register_loader(name, where, lambda: loader(where[1], where[2], name, images_anywhere), replace)
     if is_new:
-        set_metadata(name, json_file=where[1], image_root=where[2], evaluator_type=evaluator_type)
-        set_metadata(name, images_anywhere=images_anywhere)
+        set_metadata(
+            name,
+            json_file=where[1],
+            image_root=where[2],
+            evaluator_type=evaluator_type,
+            images_anywhere=images_anywhere,
+        )
     return is_new
 
 

@@ -126,7 +126,8 @@ class LongTailCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> Dict[str, Any]:
         self._source = filename
         content = read_checkpoint(filename)
-        queries = parse_qs(self._parsed_url_during_load.query) if self._parsed_url_during_load else {}
+        url = self._parsed_url_during_load
+        queries: Dict[str, List[str]] = parse_qs(url.query) if url else {}
         if queries == {"matching_heuristics": ["True"]}:
             content["matching_heuristics"] = True
         elif queries:
