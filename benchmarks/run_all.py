@@ -24,6 +24,7 @@ SCRIPTS = {
     "loading": ([], "Loading annotations"),
     "training_step": (["--full"], "A training step"),
     "classification": ([], "A training step of an image classifier"),
+    "one_stage": ([], "One-stage detectors"),
     "growth": ([], "Growth with the number of classes"),
 }
 HEADER = """# Performance

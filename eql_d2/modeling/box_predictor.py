@@ -7,7 +7,6 @@ from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_classification_stats
 from detectron2.structures import Instances
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from eql_d2.losses import ClassifierLoss
@@ -15,10 +14,7 @@ from eql_d2.losses.calibration import Calibration
 from eql_d2.modeling.build import build_classifier_loss_from_config
 from eql_d2.modeling.classifier_layer import ClassifierLayer, classifier_settings
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
-
-#: Iterations between two readings of the loss's statistics, which make the host wait for the device: the period of
-#: Detectron2's writers.
-STATISTICS_PERIOD = 20
+from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
 
 
 class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
@@ -120,13 +116,11 @@ class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
 
     @torch.no_grad()
     def _log(self, logits: Tensor, gt_classes: Tensor) -> None:
-        storage = get_event_storage()
-        if (storage.iter + 1) % STATISTICS_PERIOD:
+        if not statistics_are_due():
             return
         # Scores, not logits: Detectron2 takes the last column for background, and only the scores have it there.
         _log_classification_stats(self.classifier_loss.scores(logits), gt_classes)
-        for name, value in self.classifier_loss.statistics().items():
-            storage.put_scalar(f"long_tail/{name}", float(value))
+        log_loss_statistics(self.classifier_loss)
 
     def predict_probs(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> List[Tensor]:
         """Return the scores ``[R_i, K + 1]`` of each image; column K is background."""

@@ -9,9 +9,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from eql_d2.losses import ClassifierLoss
-from eql_d2.modeling.box_predictor import STATISTICS_PERIOD
 from eql_d2.modeling.build import build_image_loss_from_config
 from eql_d2.modeling.classifier_layer import ClassifierLayer, classifier_settings
+from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
 
 
 class ClassifierHead(ClassifierLayer):
@@ -100,9 +100,7 @@ class LongTailClassifier(nn.Module):
 
     @torch.no_grad()
     def _log(self, logits: Tensor, gt_classes: Tensor) -> None:
-        storage = get_event_storage()
-        if (storage.iter + 1) % STATISTICS_PERIOD:
-            return
-        storage.put_scalar("train_top1", 100 * float((logits.argmax(1) == gt_classes).float().mean()))
-        for name, value in self.head.classifier_loss.statistics().items():
-            storage.put_scalar(f"long_tail/{name}", float(value))
+        if statistics_are_due():
+            top1 = (logits.argmax(1) == gt_classes).float().mean()
+            get_event_storage().put_scalar("train_top1", 100 * float(top1))
+            log_loss_statistics(self.head.classifier_loss)

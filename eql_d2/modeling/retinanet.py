@@ -22,6 +22,7 @@ from eql_d2.losses.state import mean_count_over_ranks
 from eql_d2.modeling.assignment import atss
 from eql_d2.modeling.build import build_classifier_loss_from_config
 from eql_d2.modeling.rcnn import verified_classes
+from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
 
 ASSIGNMENTS = ("iou", "atss")
 #: Scores that inference looks at together; bounds the memory, not the result.
@@ -169,6 +170,8 @@ class LongTailRetinaNet(RetinaNet):
             verified = verified.unsqueeze(1).expand(-1, logits.shape[1], -1).flatten(0, 1)
         extra = {"quality": quality.flatten()} if quality is not None and self.classifier_loss.uses_quality else {}
         loss = self.classifier_loss(logits.flatten(0, 1), gt_labels.flatten(), verified, has_ignored, **extra)
+        if statistics_are_due():
+            log_loss_statistics(self.classifier_loss)
         if self.classifier_loss.divides_by_foreground:
             return loss
         num_regions = (gt_labels >= 0).sum() if has_ignored else gt_labels.numel()

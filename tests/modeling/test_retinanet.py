@@ -11,6 +11,7 @@ from eql_d2.errors import InputError
 from eql_d2.losses import EqualizedFocalLoss
 from eql_d2.modeling import retinanet
 from eql_d2.modeling.assignment import atss
+from eql_d2.modeling.statistics import STATISTICS_PERIOD
 from tests.conftest import NUM_CLASSES, tiny_config
 
 SERVING = ["DROPLOSS", "EFL", "EQFL", "EQL", "FEDERATED", "FOCAL", "GOL", "SIGMOID"]
@@ -39,6 +40,17 @@ def example(classes=(0, 3), labels=None, size=64):
     if labels is not None:
         found["image_labels"] = {key: torch.tensor(value, dtype=torch.int64) for key, value in labels.items()}
     return found
+
+
+def test_statistics_of_the_loss_are_logged(lvis_folder):
+    model = build_model(config(lvis_folder, "EFL")).train()
+    with EventStorage(STATISTICS_PERIOD - 1) as storage:
+        model([example()])
+        logged = set(storage.latest())
+    assert {"long_tail/num_regions/background", "long_tail/gradient_ratio/rare"} <= logged
+    with EventStorage(STATISTICS_PERIOD) as storage:
+        model([example()])
+        assert not any(name.startswith("long_tail/") for name in storage.latest())
 
 
 def train_step(model, batch):
