@@ -14,6 +14,7 @@ import mmap
 import os
 import stat
 import struct
+import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ logger = logging.getLogger("detectron2.eql_d2.data")
 
 #: Below this size of the annotation files, parsing takes well under a second and nothing is written.
 MIN_CACHED_BYTES = 16 * 2**20
+#: Seconds to wait for a process that makes the cache; the largest files take a minute.
+LONGEST_WAIT = 600
 ENVIRONMENT_VARIABLE = "EQL_D2_CACHE"
 
 # Records, header, footer. The last characters are the version of the format: change them with what is packed.
@@ -183,18 +186,24 @@ def _one_process_at_a_time(path: str) -> Iterator[bool]:
     """Hold a lock on a json while its cache is built, and yield whether another process had it first.
 
     The processes of a run start together; one of them parses and the others take its cache. Where files cannot be
-    locked they all parse, which costs time and nothing else. The lock of a process that dies is free.
+    locked they all parse, which costs time and nothing else. The lock of a process that dies is free. Whoever may read
+    the json can hold it, so that nobody is waited for without end.
     """
-    waited = False
+    waited, deadline = False, time.monotonic() + LONGEST_WAIT
     with open(path, "rb") as file:
-        if fcntl is not None:
+        while fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except BlockingIOError:
                 waited = True
-                fcntl.flock(file, fcntl.LOCK_EX)
+                if time.monotonic() > deadline:
+                    logger.warning(f"Another process has held {path} for {LONGEST_WAIT} s: going on without it.")
+                    break
+                time.sleep(0.05)
             except OSError as error:
                 logger.info(f"{path} cannot be locked ({error.strerror}).")
+                break
         yield waited
 
 

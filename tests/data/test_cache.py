@@ -1,5 +1,6 @@
 """The packed form of a json on disk: never stale, never half written, never in the way."""
 
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -238,6 +239,16 @@ def test_nobody_else_may_write_a_cache(save, content):
     os.chmod(path, 0o666)
     load(path)
     assert beside(path).stat().st_mode & 0o777 == 0o644
+
+
+def test_nobody_is_waited_for_without_end(save, content, monkeypatch, caplog):
+    """Whoever may read the json can lock it."""
+    monkeypatch.setattr(cache, "LONGEST_WAIT", 0.2)
+    path = save(content)
+    with open(path, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert len(load(path)) == 4
+    assert "going on without it" in caplog.text
 
 
 NOBODY = 54321
