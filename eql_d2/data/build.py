@@ -191,8 +191,16 @@ def repeat_threshold(cfg: CfgNode, dataset: Sequence[Record]) -> float:
     """Return ``DATALOADER.REPEAT_THRESHOLD``, or the one that ``MODEL.LONG_TAIL.REPEAT_TAIL_RATIO`` chooses.
 
     Raises:
-        InputError: for a tail ratio that no threshold gives.
+        InputError: for a tail ratio that no threshold gives, or one beside ``REPEAT_FREQUENCY`` "geometric", whose
+            frequencies are none of image counts.
     """
+    if cfg.MODEL.LONG_TAIL.REPEAT_FREQUENCY == "geometric":
+        if cfg.MODEL.LONG_TAIL.REPEAT_TAIL_RATIO:
+            raise InputError(
+                "MODEL.LONG_TAIL.REPEAT_TAIL_RATIO chooses a threshold of image frequencies, and REPEAT_FREQUENCY is "
+                "'geometric'; set DATALOADER.REPEAT_THRESHOLD and REPEAT_TAIL_RATIO 0."
+            )
+        return cfg.DATALOADER.REPEAT_THRESHOLD
     images, labels = _labels_of_all(dataset, with_crowd=True)
     # Classes without an image are of no consequence here: the highest label may be below the number of classes.
     counts = images_of_labels(images, labels, int(labels.max(initial=0)) + 1)

@@ -107,6 +107,9 @@ def test_repeat_factor_sampling_is_fitted(lvis_folder):
     register_from_config(cfg)
     fit_to_data(cfg)
     assert cfg.DATALOADER.REPEAT_THRESHOLD == 1.5 / 4
+    cfg.MODEL.LONG_TAIL.REPEAT_FREQUENCY = "geometric"
+    with pytest.raises(InputError, match="REPEAT_TAIL_RATIO chooses a threshold of image frequencies"):
+        fit_to_data(cfg)
     cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.0
     fit_to_data(cfg)
