@@ -21,6 +21,7 @@ COMMANDS = {
     "schedule": "images of an epoch, iterations and epochs of a config on its data",
     "convert-checkpoint": "weights of mmdetection, torchvision or timm for MODEL.WEIGHTS",
     "predict": "detections of a trained model on images, folders or a video",
+    "export": "a trained detector as one file for ONNX Runtime or TorchScript",
     "reproduce": "run the tables of the papers and print them beside the published numbers",
     "analyze": "gradients, probabilities, weights, AP and confusion of trained classifiers",
     "report": "the report of a run, or the comparison of several, as one HTML page",

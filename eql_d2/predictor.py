@@ -70,7 +70,7 @@ class Predictor:
         fit_to_data(cfg)
         self.cfg = cfg
         self.batch_size = batch_size
-        self.model = build_model(cfg).eval()
+        self.model = build_model(cfg).eval().requires_grad_(False)
         LongTailCheckpointer(self.model, require_all=True, allow_missing=allow_missing).load(cfg.MODEL.WEIGHTS)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
         self.thresholds = _read_thresholds(cfg, thresholds)
@@ -107,14 +107,16 @@ class Predictor:
         """
         batch: List[Dict[str, Any]] = []
         for image in images:
-            batch.append(self._example(image))
+            batch.append(self.example(image))
             if len(batch) == self.batch_size:
                 yield from self._forward(batch)
                 batch = []
         if batch:
             yield from self._forward(batch)
 
-    def _example(self, image: np.ndarray) -> Dict[str, Any]:
+    def example(self, image: np.ndarray) -> Dict[str, Any]:
+        """Return what the model takes of an image, uint8 BGR ``[H, W, 3]``: ``image`` float32 ``[3, H', W']``, resized,
+        and ``height`` and ``width`` before."""
         height, width = image.shape[:2]
         if self.cfg.INPUT.FORMAT == "RGB":
             image = image[:, :, ::-1]

@@ -125,7 +125,7 @@ class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
     def predict_probs(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> List[Tensor]:
         """Return the scores ``[R_i, K + 1]`` of each image; column K is background."""
         logits, _ = predictions
-        return list(self.scores(logits).split([len(p) for p in proposals]))
+        return split_by_image(self.scores(logits), proposals)
 
     def inference(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]):
         """Same as ``FastRCNNOutputLayers.inference``, by the exact top-k post-processing."""
@@ -137,3 +137,8 @@ class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
             self.test_nms_thresh,
             self.test_topk_per_image,
         )
+
+
+def split_by_image(values: Tensor, proposals: List[Instances]) -> List[Tensor]:
+    """Split ``[R, ...]`` into one tensor for each image; a trace, which is of one image, holds no lengths."""
+    return [values] if len(proposals) == 1 else list(values.split([len(p) for p in proposals]))

@@ -98,7 +98,10 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         if isinstance(self.predictor, NormedConv2d):
             weight, features = self.predictor.normalize_weight(weight), self.predictor.normalize_input(features)
         weight = weight.index_select(0, classes)
-        logits = torch.bmm(weight.unsqueeze(1), features.flatten(2)).view(len(features), 1, *features.shape[2:])
+        # All sizes but the first as numbers: ONNX cannot work out one of them where there is no region.
+        num_regions, (channels, height, width) = features.shape[0], map(int, features.shape[1:])
+        pixels = features.reshape(num_regions, channels, height * width)
+        logits = torch.bmm(weight.unsqueeze(1), pixels).reshape(num_regions, 1, height, width)
         if self.predictor.bias is not None:
             logits = logits + self.predictor.bias.index_select(0, classes).view(-1, 1, 1, 1).to(logits.dtype)
         return logits

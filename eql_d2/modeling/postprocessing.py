@@ -22,17 +22,19 @@ be cut elsewhere. Here the earlier position wins. Where NMS had to see every box
 even equal scores come out as they do there.
 """
 
+import math
 from typing import List, Tuple
 
 import torch
 from detectron2.layers import batched_nms
-from detectron2.modeling.roi_heads import fast_rcnn as detectron2_fast_rcnn
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
 #: Candidates of the first round per detection wanted, and the growth from round to round.
 CANDIDATES_PER_DETECTION = 4
+#: Candidates per detection wanted in a trace, which has one round.
+TRACED_CANDIDATES_PER_DETECTION = 16
 #: Up to this many boxes torchvision's batched_nms shifts the boxes of each class; above, every release of torchvision
 #: takes them class by class. On a GPU the older releases stop shifting at 5,000 already, which only costs time.
 MAX_SHIFTED_BOXES_CPU = 1_000
@@ -96,10 +98,7 @@ def fast_rcnn_inference_single_image(
         that each comes from. As in Detectron2, rows with a NaN or an infinity are left out first and do not count.
     """
     if torch.jit.is_tracing():
-        # A trace cannot hold the rounds, whose number depends on the scores.
-        return detectron2_fast_rcnn.fast_rcnn_inference_single_image(
-            boxes, scores, image_shape, score_thresh, nms_thresh, topk_per_image
-        )
+        return traced_inference(boxes, scores, image_shape, score_thresh, nms_thresh, topk_per_image)
     boxes, scores = drop_non_finite_rows(boxes, scores)
     search = CandidateSearch(boxes, scores, image_shape, score_thresh)
     if search.num_boxes <= (MAX_SHIFTED_BOXES_CPU if scores.device.type == "cpu" else MAX_SHIFTED_BOXES_GPU):
@@ -114,6 +113,45 @@ def fast_rcnn_inference_single_image(
     result.scores = candidates.scores[keep]
     result.pred_classes = candidates.classes[keep]
     return result, candidates.rows[keep]
+
+
+def traced_inference(
+    boxes: Tensor,
+    scores: Tensor,
+    image_shape: Tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> Tuple[Instances, Tensor]:
+    """Do the same within a trace, which cannot hold rounds whose number depends on the scores: in one round.
+
+    The ``topk`` best boxes after NMS over the ``TRACED_CANDIDATES_PER_DETECTION * topk`` best are those of all boxes
+    if as many survive, or no more are above the threshold. Classes are kept apart by shifting each to a place of its
+    own in a square of places, whose side is the root of their number: the corners are rounded a little less coarsely
+    than in ``torchvision.ops.batched_nms``, which puts them in a row. Values that are not finite are not looked for.
+
+    Arguments and result: :func:`fast_rcnn_inference_single_image`.
+    """
+    above = (scores[:, :-1] > score_thresh).nonzero()
+    values = scores[above[:, 0], above[:, 1]]
+    order = values.argsort(descending=True)
+    if topk_per_image >= 0:
+        order = order[: TRACED_CANDIDATES_PER_DETECTION * max(topk_per_image, 1)]
+    rows, classes = above[order, 0], above[order, 1]
+    clipped = Boxes(boxes[rows] if boxes.shape[1] == 4 else boxes.view(boxes.shape[0], -1, 4)[rows, classes])
+    clipped.clip(image_shape)
+    side = math.ceil(math.sqrt(int(scores.shape[1])))
+    place = torch.stack([classes % side, torch.div(classes, side, rounding_mode="floor")], dim=1)
+    extent = torch.stack([torch.as_tensor(side_of_image) for side_of_image in image_shape]).max() + 1
+    shifted = clipped.tensor + (place * extent.to(boxes.device)).repeat(1, 2)
+    keep = nms(shifted, values[order], nms_thresh)
+    if topk_per_image >= 0:
+        keep = keep[:topk_per_image]
+    result = Instances(image_shape)
+    result.pred_boxes = Boxes(clipped.tensor[keep])
+    result.scores = values[order][keep]
+    result.pred_classes = classes[keep]
+    return result, rows[keep]
 
 
 class Candidates:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eql_d2.errors import InputError
 from eql_d2.losses.base import widen
-from eql_d2.modeling.box_predictor import LongTailOutputLayers
+from eql_d2.modeling.box_predictor import LongTailOutputLayers, split_by_image
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
 
@@ -145,7 +145,7 @@ class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
         if self.average == "logits":
             scores = predictor.predict_probs((mean, predictions[1]), proposals)
         else:
-            scores = list(mean.split([len(p) for p in proposals]))
+            scores = split_by_image(mean, proposals)
         instances, _ = fast_rcnn_inference(
             boxes,
             scores,

@@ -4,13 +4,13 @@ import pytest
 import torch
 from detectron2.modeling.roi_heads import fast_rcnn as detectron2_fast_rcnn
 
-from eql_d2.modeling import postprocessing
 from eql_d2.modeling.postprocessing import (
     CandidateSearch,
     class_wise_nms,
     fast_rcnn_inference,
     fast_rcnn_inference_single_image,
     lower_bound_of_kth,
+    traced_inference,
 )
 
 IMAGE_SHAPE = (480, 640)
@@ -262,14 +262,26 @@ def test_class_wise_nms_of_separate_classes_keeps_all():
     assert torch.equal(class_wise_nms(candidates, 0.5), torch.arange(30))
 
 
-def test_tracing_takes_detectron2s_path(monkeypatch):
-    called = []
-    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
-    monkeypatch.setattr(
-        postprocessing.detectron2_fast_rcnn,
-        "fast_rcnn_inference_single_image",
-        lambda *arguments: called.append(arguments) or "traced",
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("num_classes, topk, threshold", [(60, 100, 0.05), (1230, 300, 0.0), (1, 5, 0.0), (7, -1, 0.1)])
+def test_one_round_in_a_trace_gives_the_same(num_classes, topk, threshold, class_specific):
+    """Boxes and scores are those of the rounds; a class's boxes are shifted, which rounds their overlaps alone."""
+    boxes, scores = random_predictions(9, num_classes=num_classes, class_specific=class_specific)
+    arguments = (IMAGE_SHAPE, threshold, 0.5, topk)
+    assert_same(
+        traced_inference(boxes, scores, *arguments), fast_rcnn_inference_single_image(boxes, scores, *arguments)
     )
-    boxes, scores = random_predictions(9)
-    assert fast_rcnn_inference_single_image(boxes, scores, IMAGE_SHAPE, 0.05, 0.5, 100) == "traced"
-    assert called[0][2:] == (IMAGE_SHAPE, 0.05, 0.5, 100)
+
+
+def test_a_trace_takes_the_one_round():
+    """Traced with boxes of which some are above the threshold, and given some of which none is."""
+
+    def infer(boxes, scores):
+        instances, rows = fast_rcnn_inference_single_image(boxes, scores, IMAGE_SHAPE, 0.5, 0.5, 20)
+        return instances.pred_boxes.tensor, instances.scores, instances.pred_classes, rows
+
+    traced = torch.jit.trace(infer, random_predictions(9), check_trace=False)
+    for seed, factor in ((10, 1.0), (11, 0.9), (12, 0.0)):
+        boxes, scores = random_predictions(seed, num_rows=80)
+        for found, expected in zip(traced(boxes, scores * factor), infer(boxes, scores * factor)):
+            assert torch.equal(found, expected)
