@@ -191,6 +191,8 @@ def _check_ids(content: AnnotationFile, report: Report) -> None:
 def _check_annotations(content: AnnotationFile, json_file: PathLike, report: Report) -> None:
     images = {image.id: image for image in content.images}
     category_ids = set(content.contiguous_ids)
+    without_mask: List[str] = []
+    num_masks = 0
     for annotation in content.annotations or ():
         if annotation.category_id not in category_ids:
             report.add(
@@ -218,6 +220,14 @@ def _check_annotations(content: AnnotationFile, json_file: PathLike, report: Rep
             continue
         if isinstance(segmentation, list):
             _check_polygons(segmentation, annotation, image, report)
+        if segmentation is not None:
+            num_masks += 1
+        elif not annotation.iscrowd:
+            without_mask.append(f"annotation {annotation.id} of image {image.id}")
+    for where in without_mask if num_masks else ():
+        report.add(
+            "instances without a segmentation where others have one (MODEL.MASK_ON False trains on boxes)", where
+        )
 
 
 def _check_areas(json_file: PathLike, report: Report) -> None:

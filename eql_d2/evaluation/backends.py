@@ -121,15 +121,15 @@ def evaluate_tasks(
     check_content(content, source, allow_ignore=True)
     if not content.has_annotations:
         raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
-    check_ground_truth(annotations, content)
-    check_results(results, content, tasks)
-    categories = content.sorted_categories
-    letters = [groups.get(category.id, own) for category, own in zip(categories, content.counts().groups)]
-    results = with_encoded_masks(results, {image.id: (image.height, image.width) for image in content.images})
     program = hotcoco_backend if choose_backend(backend) == "hotcoco" else reference_backend
     if protocol == "lvis" and any(one.iscrowd or one.ignore for one in content.annotations or ()):
         # lvis takes a crowd region for an object and knows "ignore"; hotcoco does as pycocotools does.
         program = reference_backend
+    check_ground_truth(annotations, content, "segm" in tasks)
+    check_results(results, content, tasks, each_mask=program is reference_backend)
+    categories = content.sorted_categories
+    letters = [groups.get(category.id, own) for category, own in zip(categories, content.counts().groups)]
+    results = with_encoded_masks(results, {image.id: (image.height, image.width) for image in content.images})
     del content  # it is large, and the evaluators read the file themselves
 
     evaluations: Evaluations = {}

@@ -8,13 +8,16 @@ import logging
 import os
 import re
 from collections import deque
+from contextlib import contextmanager
 from itertools import chain
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import msgspec
 
-from eql_d2.data.annotations import AnnotationFile, Coordinate, describe_ids
+from eql_d2.data import segmentation
+from eql_d2.data.annotations import AnnotationFile, Coordinate, decode_segmentation, describe_ids
 from eql_d2.data.ground_truth import doubled_annotations, ids_without_area
+from eql_d2.data.segmentation import RunLengthMask
 from eql_d2.errors import InputError
 from eql_d2.evaluation.results_file import Results, source_name
 
@@ -142,7 +145,7 @@ class _Oddities:
             logger.warning("%s: %d detections have %s. The first: %s.", self._source, count, what, first)
 
 
-def check_results(results: Results, content: AnnotationFile, tasks: Sequence[str]) -> None:
+def check_results(results: Results, content: AnnotationFile, tasks: Sequence[str], each_mask: bool = True) -> None:
     """Check detections against the annotations that they are to be evaluated on.
 
     What the official programs accept is counted and named in a warning: detections of categories that the annotations
@@ -152,13 +155,16 @@ def check_results(results: Results, content: AnnotationFile, tasks: Sequence[str
         results: a path or detections.
         content: of the annotation file, its ids checked.
         tasks: "bbox" and/or "segm".
+        each_mask: whether every mask is looked at, without which pycocotools does not return, or the first one of each
+            image, which tells masks of another data set or another size.
 
     Raises:
         InputError: naming the first detection that cannot be evaluated; or if no category is known.
     """
     source = source_name(results, "results")
+    is_file = isinstance(results, (str, os.PathLike))
+    mask_checker = _MaskChecker(source, content, each_mask)
     oddities = _Oddities(source)
-    image_ids = {image.id for image in content.images}
     category_ids = {category.id for category in content.categories}
     first: Optional[Detection] = None
     needs_box = needs_mask = False
@@ -168,7 +174,7 @@ def check_results(results: Results, content: AnnotationFile, tasks: Sequence[str
             first, fields = detection, {_shape_of(detection, task, source) for task in tasks}
             needs_box, needs_mask = "bbox" in fields, "segmentation" in fields
         box = detection.bbox
-        if detection.image_id not in image_ids:
+        if detection.image_id not in mask_checker.sizes:
             raise InputError(
                 f"{source}: image_id {detection.image_id} of a detection is not in the annotations; do the results "
                 f"belong to this data set?"
@@ -187,12 +193,64 @@ def check_results(results: Results, content: AnnotationFile, tasks: Sequence[str
             oddities.add(_NO_PROBABILITY, detection.score, detection.image_id)
         if box is not None and (box[2] < 0 or box[3] < 0):
             oddities.add(_NEGATIVE, list(box), detection.image_id)
+        if needs_mask and is_file:
+            mask_checker.add(detection, number - 1)
+    mask_checker.finish()
     if first is not None and num_strangers == number:
         raise InputError(
             f"{source}: no category_id of the detections is in the annotations (the first is {first.category_id}); the "
             f"ids must be those of the annotation file, {describe_ids(category_ids)}."
         )
     oddities.warn()
+
+
+class _MaskChecker:
+    """Checks masks against the sizes of their images, compressed ones a thousand at a time.
+
+    Polygons, run lengths as numbers and detections in memory are left to
+    :func:`~eql_d2.evaluation.results_file.with_encoded_masks`.
+    """
+
+    def __init__(self, source: str, content: AnnotationFile, each: bool):
+        self.sizes = {image.id: (image.height, image.width) for image in content.images}
+        self._source, self._each = source, each
+        self._seen: Set[_Id] = set()
+        self._waiting: List[Tuple[int, _Id, RunLengthMask]] = []
+
+    def add(self, detection: Detection, number: int) -> None:
+        """Check the mask of a detection of a known image, perhaps later."""
+        if not self._each:
+            if detection.image_id in self._seen:
+                return
+            self._seen.add(detection.image_id)
+        with self._named(number):
+            mask = segmentation.parse(detection.segmentation)
+        if isinstance(mask, RunLengthMask) and isinstance(mask.counts, str):
+            self._waiting.append((number, detection.image_id, mask))
+            if len(self._waiting) >= 1000:
+                self.finish()
+
+    def finish(self) -> None:
+        """Check what waits.
+
+        Raises:
+            InputError: naming the first mask that does not fit its image.
+        """
+        sizes = [self.sizes[image_id] for _, image_id, _ in self._waiting]
+        right_size = all(mask.size == size for (_, _, mask), size in zip(self._waiting, sizes))
+        texts = [str(mask.counts).encode() for _, _, mask in self._waiting]
+        if not (right_size and segmentation.all_fill(texts, [height * width for height, width in sizes])):
+            for number, image_id, mask in self._waiting:
+                with self._named(number):
+                    segmentation.check_run_lengths(mask.size, mask.counts, *self.sizes[image_id])
+        self._waiting.clear()
+
+    @contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self._source}: the segmentation of detection {number} {error}.") from None
 
 
 def _shape_of(detection: Detection, task: str, source: str) -> str:
@@ -206,15 +264,16 @@ def _shape_of(detection: Detection, task: str, source: str) -> str:
     )
 
 
-def check_ground_truth(annotations: Any, content: AnnotationFile) -> None:
+def check_ground_truth(annotations: Any, content: AnnotationFile, with_masks: bool = False) -> None:
     """Check what evaluation alone needs of annotations: the area of each object; warn of objects that are there twice.
 
     Args:
         annotations: a path or parsed content.
         content: the same, read and with its ids checked.
+        with_masks: whether masks are evaluated: every object of a listed image must have one then.
 
     Raises:
-        InputError: if an annotation has no finite area.
+        InputError: if an annotation has no finite area, or no mask that fits its image.
     """
     source = source_name(annotations, "annotations")
     lacking = ids_without_area(annotations)
@@ -223,6 +282,14 @@ def check_ground_truth(annotations: Any, content: AnnotationFile) -> None:
             f"{source}: {len(lacking)} annotations have no 'area' (the first: annotation {lacking[0]}), by which "
             f"evaluation tells small, medium and large objects; give each its area in pixels."
         )
+    images = {image.id: image for image in content.images}
+    for annotation in content.annotations or () if with_masks else ():
+        image = images.get(annotation.image_id)
+        if image is not None and decode_segmentation(annotation, image, source) is None:
+            raise InputError(
+                f"{source}: annotation {annotation.id} has no segmentation, which evaluating 'segm' needs; evaluate "
+                f"'bbox' alone."
+            )
     doubled = doubled_annotations(content)
     if doubled:
         logger.warning(

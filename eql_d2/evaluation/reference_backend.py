@@ -12,7 +12,7 @@ import numpy as np
 
 from eql_d2.errors import InputError
 from eql_d2.evaluation.metrics import Curves
-from eql_d2.evaluation.results_file import Results, load_detections
+from eql_d2.evaluation.results_file import Results, encode_segmentation, load_detections
 
 
 def lvis_curves(annotations: Any, results: Results, iou_type: str, max_detections: int, per_category: int) -> Curves:
@@ -29,18 +29,18 @@ def lvis_evaluator(
 ) -> Any:
     """Return a ``lvis.LVISEval`` of which nothing is computed yet; arguments as for :func:`lvis_curves`."""
     lvis = import_lvis()
-    content = load_annotations(annotations)
+    content = load_annotations(annotations, iou_type == "segm")
     detections = _prepare(results, iou_type)
     if per_category:
         detections = _best_of_each_category(detections, per_category)
     ground_truth = lvis.LVIS.__new__(lvis.LVIS)
     ground_truth.logger = logging.getLogger("lvis.lvis")
     # lvis insists on a letter for each category; the groups are formed elsewhere.
-    complete: Dict[str, List[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    sets = ("neg_category_ids", "not_exhaustive_category_ids")
     ground_truth.dataset = {
         **content,
-        "categories": [{"frequency": "f", **category} for category in content["categories"]],
-        "images": [{**complete, **image} for image in content["images"]],
+        "categories": [{**category, "frequency": "f"} for category in content["categories"]],
+        "images": [{**image, **{key: image.get(key) or [] for key in sets}} for image in content["images"]],
     }
     ground_truth._create_index()
     if not detections:
@@ -68,11 +68,10 @@ def coco_evaluator(annotations: Any, results: Results, iou_type: str, max_detect
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    content = load_annotations(annotations)
+    content = load_annotations(annotations, iou_type == "segm")
     detections = _prepare(results, iou_type)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         ground_truth = COCO()
-        content["annotations"] = [{"iscrowd": 0, **record} for record in content["annotations"]]  # it is read always
         ground_truth.dataset = content
         ground_truth.createIndex()
         content.setdefault("info", {})
@@ -111,13 +110,26 @@ def import_lvis() -> types.ModuleType:
     return lvis
 
 
-def load_annotations(annotations: Any) -> Dict[str, Any]:
-    """Return the parsed annotation file, or a copy of parsed content, checked before; its records may be changed."""
+def load_annotations(annotations: Any, with_masks: bool = True) -> Dict[str, Any]:
+    """Return the parsed annotation file, or a copy of parsed content, checked before; its records may be changed.
+
+    Args:
+        annotations: a path or parsed content.
+        with_masks: whether masks are evaluated. They are run lengths then; polygons that are none are left out.
+    """
     content = annotations
     if isinstance(annotations, (str, os.PathLike)):
-        with open(annotations, "rb") as file:
-            content = json.load(file)
+        try:
+            with open(annotations, "rb") as file:
+                content = json.load(file)
+        except (ValueError, RecursionError) as error:  # in a field that the reader passes over
+            raise InputError(f"{annotations} is not valid json ({error}); is the download complete?") from None
     lists = {key: [dict(record) for record in content[key]] for key in ("images", "annotations", "categories")}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in lists["images"]}
+    for annotation in lists["annotations"]:
+        annotation["iscrowd"] = annotation.get("iscrowd") or 0
+        if with_masks and annotation["image_id"] in sizes:
+            annotation["segmentation"] = encode_segmentation(annotation["segmentation"], *sizes[annotation["image_id"]])
     return {**content, **lists}
 
 

@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-import numpy as np
 import pycocotools.mask as mask_util
 
-from eql_d2.data.segmentation import is_valid_polygon
+from eql_d2.data import segmentation as masks
 from eql_d2.errors import InputError
 
 Results = Union[str, os.PathLike, Sequence[Dict[str, Any]]]
@@ -55,7 +54,7 @@ def first_record(results: Results) -> Optional[Dict[str, Any]]:
                 text += more
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; it should hold the detections.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}).") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} holds {record!r} where a detection should be; each one is a json object.")
@@ -104,10 +103,9 @@ def with_encoded_masks(results: Results, sizes: Mapping[int, Tuple[int, int]]) -
         if record.get("segmentation") is not None and record.get("image_id") in sizes:
             try:
                 record["segmentation"] = encode_segmentation(record["segmentation"], *sizes[record["image_id"]])
-            except (TypeError, ValueError, KeyError, IndexError) as error:
+            except InputError as error:
                 raise InputError(
-                    f"{source}: a detection of image_id {record['image_id']} has a segmentation that is neither a list "
-                    f"of polygons nor a run-length mask ({error!r})."
+                    f"{source}: the segmentation of a detection of image_id {record['image_id']} {error}."
                 ) from None
     return detections
 
@@ -127,19 +125,19 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Dict[str,
         segmentation: polygons, of which those of less than three points are left out as in annotations, or a dict with
             ``size`` and ``counts``: numbers, text or bytes.
         height, width: of the image, in pixels.
+
+    Raises:
+        InputError: if it is neither, or does not fit the image; the end of a sentence that begins with whose it is.
     """
-    if isinstance(segmentation, dict):
-        encoded = segmentation
-        if not isinstance(segmentation["counts"], (str, bytes)):
-            encoded = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    else:
-        polygons = [polygon for polygon in segmentation if is_valid_polygon(polygon)]
+    mask = masks.convert(segmentation, height, width)
+    if not isinstance(mask, dict):
+        polygons = list(filter(masks.is_valid_polygon, mask or ()))
         if polygons:
-            encoded = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+            mask = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
         else:
-            encoded = mask_util.encode(np.zeros((height, width), np.uint8, order="F"))
-    counts = encoded["counts"]
-    return {"size": list(encoded["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
+            mask = mask_util.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
+    counts = mask["counts"]
+    return {"size": list(mask["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def without_boxes(detections: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -179,5 +177,5 @@ def load_detections(results: Results) -> List[Dict[str, Any]]:
     try:
         with open(results) as file:
             return json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{results} is not valid json ({error}); is the file complete?") from None

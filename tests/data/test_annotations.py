@@ -67,7 +67,7 @@ def test_compressed_run_lengths_expand_to_those_of_the_mask(density):
     for height, width in ((1, 1), (1, 70), (70, 1), (37, 53)):
         mask = random.random((height, width)) < density
         counts = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
-        lengths = masks.expand(counts)
+        lengths = masks.expand([counts])[0]
         values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
         assert np.array_equal(values.reshape(width, height).T, mask)
         masks.check_run_lengths([height, width], counts, height, width)

@@ -94,6 +94,9 @@ WRONG = {
     ),
     "annotations without an area, which evaluation needs": lambda c: c["annotations"][1].pop("area"),
     "areas that are negative or no number": lambda c: c["annotations"][1].update(area=-2),
+    "instances without a segmentation where others have one (MODEL.MASK_ON False trains on boxes)": lambda c: c[
+        "annotations"
+    ][2].update(segmentation=[]),
     "the json lists no category": lambda c: c.update(categories=[], annotations=[]),
 }
 

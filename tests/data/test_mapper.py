@@ -129,7 +129,7 @@ def square_mask(counts="text"):
     mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
     mask[10:30, 11:31] = 1
     encoded = mask_util.encode(mask)
-    lengths = encoded["counts"].decode() if counts == "text" else expand(encoded["counts"]).tolist()
+    lengths = encoded["counts"].decode() if counts == "text" else expand([encoded["counts"]])[0].tolist()
     return {"size": [SIZE, SIZE], "counts": lengths}
 
 

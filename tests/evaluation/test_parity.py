@@ -241,7 +241,7 @@ def test_forms_of_masks(tmp_path, form, with_boxes):
 def test_masks_that_are_none(mask):
     ground_truth = one_image([[10, 10, 30, 30]])
     for backend in BACKENDS:
-        with pytest.raises(InputError, match="image_id 1 has a segmentation that is neither"):
+        with pytest.raises(InputError, match="image_id 1 is neither"):
             evaluate_results(ground_truth, [{**detect([[10, 10, 30, 30]])[0], "segmentation": mask}], backend=backend)
 
 
