@@ -17,6 +17,7 @@ from typing import Callable, Dict, List
 ROOT = Path(__file__).resolve().parent.parent
 #: Of each part, the words after ``python``.
 PARTS: Dict[str, Callable[[argparse.Namespace], List[str]]] = {
+    "fuzz": lambda args: ["-m", "tests.fuzz", "--files", str(args.files), "--seed", str(args.seed)],
     "memory": lambda args: ["benchmarks/soak_memory.py", "--hours", str(args.hours), "--seed", str(args.seed)],
 }
 
@@ -33,6 +34,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--files", type=int, default=100_000, help="damaged files of the part fuzz")
     parser.add_argument("--hours", type=float, default=6.0, help="of training in the part memory")
     args = parser.parse_args()
     failed = [name for name in args.part if run_part(PARTS[name](args))]
