@@ -118,13 +118,16 @@ class ProgressBar(HookBase):
         self.bar.close()
 
 
-def settings_that_matter(cfg: CfgNode, model: nn.Module, frequency: CategoryFrequency) -> List[str]:
+def settings_that_matter(
+    cfg: CfgNode, model: nn.Module, frequency: CategoryFrequency, start_iter: int = 0
+) -> List[str]:
     """Return at most twenty lines that say what is trained, on what, how long, and from where.
 
     Args:
         cfg: of the run.
         model: its model.
         frequency: counts of its training set.
+        start_iter: where a training goes on.
     """
     sampler, solver, size = cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER, cfg.INPUT
     if sampler == "RepeatFactorTrainingSampler":
@@ -142,7 +145,7 @@ def settings_that_matter(cfg: CfgNode, model: nn.Module, frequency: CategoryFreq
             "model",
             f"{cfg.MODEL.META_ARCHITECTURE}, {cfg.MODEL.BACKBONE.NAME}, {trained / 1e6:.1f} M parameters trained",
         ),
-        ("starts from", cfg.MODEL.WEIGHTS or "scratch"),
+        ("starts from", f"iteration {start_iter}" if start_iter else cfg.MODEL.WEIGHTS or "scratch"),
         ("iterations", f"{solver.MAX_ITER:,} of {solver.IMS_PER_BATCH} images, {epochs:.1f} times the training set"),
         ("learning rate", f"{solver.BASE_LR:g}, falls after {', '.join(map(str, solver.STEPS)) or 'no iteration'}"),
         ("image size", f"{', '.join(map(str, size.MIN_SIZE_TRAIN))} of at most {size.MAX_SIZE_TRAIN}"),

@@ -95,7 +95,9 @@ class Trainer(DefaultTrainer):
             frequency = category_frequency(self.cfg.DATASETS.TRAIN, self.cfg.MODEL.LONG_TAIL.FREQUENCY)
             folder.write_frequency(frequency)
             log_experiment(self.cfg, self.model)
-            logger.info("Settings:\n%s", "\n".join(settings_that_matter(self.cfg, self.model, frequency)))
+            logger.info(
+                "Settings:\n%s", "\n".join(settings_that_matter(self.cfg, self.model, frequency, self.start_iter))
+            )
         with suppress(EarlyStop):
             super().train()
         return getattr(self, "_last_eval_results", None) or {}

@@ -125,7 +125,19 @@ def _tail(facts: DatasetFacts) -> Tuple[List[Advice], Advice]:
         f"{frequency.describe_tail(1.76e-3).split('takes in ')[1]}.)",
         ("It rises until the tail holds the common classes and then falls",),
     )
-    return [method, sampler], lambda_
+    others = Advice(
+        "to compare with",
+        "EQL_V2, in one stage; BAGS or ACSL, in two",
+        {},
+        "EQL v2 needs no threshold: add MODEL.LONG_TAIL.LOSS EQL_V2. BAGS and ACSL train the classifier of a softmax "
+        "detector anew (eql-d2 train-two-stage); they rank the detections of rare classes higher.",
+        (
+            "EQL v2 (8.2), BAGS (9.8) and ACSL (10.2) are above EQL, their gains in rare classes too",
+            "EQL v2 +1.3*, cRT +1.2*. BAGS (+0.8), federated (+0.8), EQL (+0.3), DropLoss (-0.2) and ECM (-0.5) differ "
+            "by less than three seeds support",
+        ),
+    )
+    return [method, sampler, others], lambda_
 
 
 def _cap(facts: DatasetFacts) -> Advice:

@@ -59,6 +59,7 @@ def test_the_settings_fit_on_a_screen(lvis_folder, sampler):
     assert len(lines) <= 20 and all(len(line) < 160 for line in lines)
     assert "5: 2 rare, 1 common, 2 frequent" in text and "1.0 M parameters trained" in text and "scratch" in text
     assert "4 of 2 images, 0.0 times the training set" in text and cfg.OUTPUT_DIR in text
+    assert "starts from       iteration 7" in console.settings_that_matter(cfg, nn.Linear(1, 1), frequency, 7)
     assert ("threshold 0.01235" in text) == (sampler == "RepeatFactorTrainingSampler")
 
 
