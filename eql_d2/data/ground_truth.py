@@ -50,8 +50,8 @@ def listed_images(source: Union[PathLike, Mapping[str, Any]], name: str = "annot
 
 
 def _decode(source: Union[PathLike, Mapping[str, Any]], name: str, as_type: Type[_Content]) -> _Content:
-    is_file = isinstance(source, (str, os.PathLike))
-    if is_file:
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
         with readable_json(source):
             content = Path(source).read_bytes()
     else:
@@ -59,7 +59,7 @@ def _decode(source: Union[PathLike, Mapping[str, Any]], name: str, as_type: Type
     try:
         return msgspec.json.decode(content, type=as_type)
     except msgspec.DecodeError as error:
-        raise InputError(f"{source if is_file else name} is not in LVIS or COCO format: {error}.") from None
+        raise InputError(f"{name} is not in LVIS or COCO format: {error}.") from None
 
 
 def doubled_annotations(content: AnnotationFile) -> List[int]:

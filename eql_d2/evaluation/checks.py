@@ -10,12 +10,12 @@ import re
 from collections import deque
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Annotated, Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 import msgspec
 
 from eql_d2.data import segmentation
-from eql_d2.data.annotations import AnnotationFile, Coordinate, decode_segmentation, describe_ids
+from eql_d2.data.annotations import MAX_ID, AnnotationFile, Coordinate, decode_segmentation, describe_ids
 from eql_d2.data.ground_truth import doubled_annotations, ids_without_area
 from eql_d2.data.segmentation import RunLengthMask
 from eql_d2.errors import InputError
@@ -27,7 +27,7 @@ logger = logging.getLogger("detectron2.eql_d2.evaluation")
 _SHAPES = {"bbox": ("bbox", "segmentation"), "segm": ("segmentation",)}
 _NO_SEGMENTATION, _NULL = msgspec.Raw(), msgspec.Raw(b"null")
 # Some programs write ids as 3.0.
-_Id = Union[int, float]
+_Id = Union[Annotated[int, msgspec.Meta(ge=-MAX_ID, le=MAX_ID)], float]
 _BLOCK = 1 << 20
 _BETWEEN_OBJECTS = re.compile(rb"\}\s*,\s*(?=\{)")
 # Where msgspec says that an error is: an item of the list, a byte.
@@ -74,11 +74,20 @@ def read_detections(results: Results) -> Iterator[List[Detection]]:
             with open(results, "rb") as file:
                 yield from _decode(file, source)
         else:
-            yield from _decode(io.BytesIO(_ENCODER.encode(results)), source, " (NaN and infinity count as `null`)")
+            yield from _decode(io.BytesIO(_encode(results)), source, " (NaN and infinity count as `null`)")
     except FileNotFoundError:
         raise InputError(f"{source}: there is no such file; it should hold the detections.") from None
     except OSError as error:
         raise InputError(f"{source} cannot be read ({error.strerror}).") from None
+
+
+def _encode(results: Sequence[Dict[str, Any]]) -> bytes:
+    try:
+        return _ENCODER.encode(results)
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"results hold what json cannot ({error}); each detection is a dict of plain values."
+        ) from None
 
 
 def _decode(file: BinaryIO, source: str, hint: str = "") -> Iterator[List[Detection]]:
@@ -88,8 +97,8 @@ def _decode(file: BinaryIO, source: str, hint: str = "") -> Iterator[List[Detect
         block = file.read(_BLOCK)
         text += block
         gap = _last_gap(text) if block else None
-        if block and gap is None:
-            continue
+        if block and gap is None:  # one record is larger than a block
+            text, block = text + file.read(), b""
         whole, text = (text[: gap.start() + 1] + b"]", b"[" + text[gap.end() :]) if gap else (text, b"")
         try:
             detections = _decode_list(whole, done, source, hint)

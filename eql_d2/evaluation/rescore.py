@@ -1,7 +1,7 @@
 """Score a results file without a model: what eql-d2 evaluate does."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from eql_d2.data.annotations import check_content, read_annotations
 from eql_d2.errors import InputError
@@ -125,7 +125,7 @@ def _check_table_name(per_category: Optional[Path]) -> None:
 
 
 def _write_categories(
-    rows: List[Mapping[str, Any]], per_category: Optional[Path], plot: Optional[Path], annotations: Path
+    rows: Sequence[Mapping[str, Any]], per_category: Optional[Path], plot: Optional[Path], annotations: Path
 ) -> None:
     """Write and draw AP of each category, as far as it is asked for."""
     if per_category is not None:

@@ -179,6 +179,9 @@ def test_detections_in_memory(files, backend):
     for score in (None, float("nan"), float("inf")):
         with pytest.raises(InputError, match=r"results .*\(NaN and infinity count as `null`\)"):
             evaluate_results(gt, [detections[0], {**detections[1], "score": score}], backend=backend)
+    for value in (2**70, object(), {1, 2}, {(1, 2): 3}):
+        with pytest.raises(InputError, match=r"results hold what json cannot|results is no json list"):
+            evaluate_results(gt, [{**detections[0], "category_id": value}], backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
