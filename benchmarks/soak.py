@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Of each part, the words after ``python``.
 PARTS: Dict[str, Callable[[argparse.Namespace], List[str]]] = {
     "fuzz": lambda args: ["-m", "tests.fuzz", "--files", str(args.files), "--seed", str(args.seed)],
+    "kills": lambda args: ["benchmarks/soak_kills.py", "--kills", str(args.kills), "--seed", str(args.seed)],
     "memory": lambda args: ["benchmarks/soak_memory.py", "--hours", str(args.hours), "--seed", str(args.seed)],
 }
 
@@ -36,6 +37,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--files", type=int, default=100_000, help="damaged files of the part fuzz")
     parser.add_argument("--hours", type=float, default=6.0, help="of training in the part memory")
+    parser.add_argument("--kills", type=int, default=50, help="of each training in the part kills")
     args = parser.parse_args()
     failed = [name for name in args.part if run_part(PARTS[name](args))]
     if failed:

@@ -13,6 +13,8 @@ logger = logging.getLogger("detectron2.eql_d2")
 
 #: Iterations over which Detectron2's writers take the median of a metric.
 _WINDOW = 20
+#: Metrics that are times, and of a run alone.
+TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")
 
 
 class Continuation(HookBase):
@@ -121,6 +123,6 @@ class Continuation(HookBase):
         for name, history in storage.histories().items():
             is_smoothed = storage.smoothing_hints()[name]
             values = [list(pair) for pair in history.values()[-_WINDOW if is_smoothed else -1 :]]
-            if is_smoothed or values[-1][1] == self.trainer.iter:
+            if name not in TIMES and (is_smoothed or values[-1][1] == self.trainer.iter):
                 kept[name] = (is_smoothed, values)
         return kept

@@ -110,7 +110,8 @@ class Trainer(DefaultTrainer):
     def _make_up_for_hooks(self) -> None:
         """Call the hooks that follow a checkpoint for the one that is resumed from: it may have been stopped there.
 
-        They evaluate, if that is not done, and write metrics; after the last iteration the final weights are saved.
+        They evaluate, if that is not done, and write metrics; after the last iteration the final weights are saved. If
+        no iteration is left, the training ends after this one.
         """
         iteration = self.start_iter - 1
         is_evaluated = comm.is_main_process() and RunFolder(self.cfg.OUTPUT_DIR).has_evaluated(iteration)
@@ -123,7 +124,6 @@ class Trainer(DefaultTrainer):
         self.iter = self.storage.iter = iteration
         for hook in [hook for hook in self._hooks if isinstance(hook, kinds)]:
             hook.after_step()
-        self.iter = self.storage.iter = self.start_iter
 
     def run_step(self):
         with accumulating(self._trainer, self.cfg.MODEL.LONG_TAIL.ACCUMULATE.PARTS):

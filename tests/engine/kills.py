@@ -3,24 +3,55 @@
 Used by the tests for a few kills, and by benchmarks/soak_kills.py for many.
 """
 
+import json
 import random
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from PIL import Image
 
 from eql_d2.data.builtin import register_from_config
+from eql_d2.engine.continuation import TIMES
 from eql_d2.engine.trainer import Trainer
 from eql_d2.run_folder import RunFolder
-from tests.conftest import tiny_config
+from tests.conftest import make_lvis_json, tiny_config
 from tests.engine.ranks import start_ranks
 
-#: Metrics that are times, and no two runs share.
-_TIMES = ("time", "data_time", "eta_seconds", "rank_data_time")
+#: Number of processes and settings: each sampler, with workers and without, on one process and on two.
+CASES: Dict[str, Tuple[int, List[Any]]] = {
+    "shuffled, no worker": (1, ["DATALOADER.SAMPLER_TRAIN", "TrainingSampler"]),
+    "repeat factors, two workers": (
+        1,
+        ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 0.9]
+        + ["DATALOADER.NUM_WORKERS", 2, "MODEL.LONG_TAIL.ANALYSIS.PERIOD", 1],
+    ),
+    "class-aware, two processes with a worker each": (
+        2,
+        ["DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler", "DATALOADER.NUM_WORKERS", 1, "SOLVER.IMS_PER_BATCH", 4],
+    ),
+}
+
+
+def write_dataset(folder: Path, num_images: int) -> None:
+    """Write ``train.json``, ``frequency.json`` and ``images/``: noise, every third image wider than high.
+
+    So batches of one kind have to wait for images of theirs.
+    """
+    content = make_lvis_json(num_images)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(content["images"]):
+        image["width"] = 80 if i % 3 == 0 else 64
+        pixels = Image.effect_noise((image["width"], image["height"]), 50 + i)
+        pixels.convert("RGB").save(folder / "images" / image["file_name"])
+    (folder / "train.json").write_text(json.dumps(content))
+    counts = [category["image_count"] for category in content["categories"]]
+    frequency = {"image_count": counts, "instance_count": counts, "num_images": 200}
+    (folder / "frequency.json").write_text(json.dumps(frequency))
 
 
 def train(cfg: Any) -> None:
@@ -46,6 +77,10 @@ def configured(folder: Path, output: str, *opts: Any) -> Any:
         "OUTPUT_DIR",
         str(folder / output),
     ]
+    settings += ["MODEL.LONG_TAIL.TRAINING.CHECKPOINTS_KEPT", 2]
+    # Narrow, so that checkpoints are a few megabytes.
+    settings += ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.WIDTH_PER_GROUP", 4]
+    settings += ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
     settings += ["MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20]
     settings += ["MODEL.RPN.PRE_NMS_TOPK_TEST", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 10, "MODEL.MASK_ON", False]
     return tiny_config(folder, "Mask-R-CNN-FPN", "EQL_V2", *settings, *opts)
@@ -97,10 +132,7 @@ def outcome(cfg: Any) -> Dict[str, Any]:
     """Return all that a training leaves, but for its times: the last checkpoint, metrics over time, results."""
     folder = RunFolder(cfg.OUTPUT_DIR)
     checkpoint = torch.load(folder.weights, weights_only=True)
-    history = [{key: value for key, value in line.items() if key not in _TIMES} for line in folder.history]
-    metrics = checkpoint["trainer"]["hooks"]["Continuation"]["metrics"]
-    for name in _TIMES:
-        metrics.pop(name, None)
+    history = [{key: value for key, value in line.items() if key not in TIMES} for line in folder.history]
     return {"checkpoint": checkpoint, "history": history, "results": folder.read_results()["results"]}
 
 

@@ -1,42 +1,21 @@
 """A training that is killed and resumed ends, to the bit, where it would have ended."""
 
 import itertools
-import json
 
 import pytest
 from detectron2.data.samplers import TrainingSampler
-from PIL import Image
 
 from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.continuation import Continuation
 from eql_d2.engine.trainer import Trainer
 from eql_d2.run_folder import RunFolder
-from tests.conftest import make_lvis_json
-from tests.engine.kills import configured, differences, outcome, run_to_the_end
+from tests.engine.kills import CASES, configured, differences, outcome, run_to_the_end, write_dataset
 
 
 @pytest.fixture
 def wide_and_high(lvis_folder):
-    """Twelve images, every third of them wider than high: batches of one kind have to wait for images of theirs."""
-    content = make_lvis_json(num_images=12)
-    for i, image in enumerate(content["images"]):
-        image["width"] = 80 if i % 3 == 0 else 64
-        path = lvis_folder / "images" / image["file_name"]
-        Image.effect_noise((image["width"], 64), 50 + i).convert("RGB").save(path)
-    (lvis_folder / "train.json").write_text(json.dumps(content))
+    write_dataset(lvis_folder, 12)
     return lvis_folder
-
-
-CASES = {
-    "shuffled, in this process": (1, ["DATALOADER.SAMPLER_TRAIN", "TrainingSampler"]),
-    "repeat factors, two workers": (
-        1, ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 0.9,
-            "DATALOADER.NUM_WORKERS", 2, "MODEL.LONG_TAIL.ANALYSIS.PERIOD", 1],
-    ),
-    "class-aware, two processes with a worker": (
-        2, ["DATALOADER.SAMPLER_TRAIN", "ClassAwareSampler", "DATALOADER.NUM_WORKERS", 1, "SOLVER.IMS_PER_BATCH", 4],
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
