@@ -8,7 +8,7 @@ import time
 import traceback
 from datetime import timedelta
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -40,9 +40,12 @@ def launch(main: Callable, args) -> None:
 
     Under ``torchrun`` (``RANK`` and ``LOCAL_RANK`` are set) this process joins the group that torchrun's environment
     describes; else ``args.num_gpus`` processes are started on this machine. Without CUDA the processes use gloo.
+
+    If torchrun has started the processes again, ``args.restarted_since`` is set: the seconds since the epoch at which
+    it first started them.
     """
     if "RANK" in os.environ and "LOCAL_RANK" in os.environ:
-        _join_torchrun()
+        args.restarted_since = _join_torchrun()
         try:
             _guarded(main, args)
         finally:
@@ -59,19 +62,76 @@ def launch(main: Callable, args) -> None:
             timeout=TIMEOUT,
         )
     except torch.multiprocessing.ProcessExitedException as error:
-        # The process that failed has said why; its stack here would only name torch's own files.
+        # A process that failed has said why, one that was killed could not; a stack here would name torch's files.
+        if error.signal_name:
+            rank = args.machine_rank * args.num_gpus + error.error_index
+            hint = ", as the kernel does where memory runs out" if error.signal_name == "SIGKILL" else ""
+            print(f"error: rank {rank} was killed by {error.signal_name}{hint}.", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if error.exit_code and error.exit_code > 0 else 1)
 
 
-def _join_torchrun() -> None:
+def _join_torchrun() -> Optional[float]:
+    """Join the processes that torchrun started; return when it did so first, ``None`` if that is now."""
     has_gpu = torch.cuda.is_available()
     local_rank = int(os.environ["LOCAL_RANK"])
     if has_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(backend="nccl" if has_gpu else "gloo", timeout=TIMEOUT)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    attempt, began = agree_on_attempt(store, rank, world_size)
+    dist.init_process_group(
+        backend="nccl" if has_gpu else "gloo",
+        timeout=TIMEOUT,
+        store=dist.PrefixStore(f"eql_d2/attempt {attempt}", store),
+        rank=rank,
+        world_size=world_size,
+    )
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     comm.create_local_process_group(local_size)
     comm.synchronize()
+    restarts = comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))
+    return began if attempt > 1 or any(restarts) else None
+
+
+def agree_on_attempt(store: dist.Store, rank: int, world_size: int) -> Tuple[int, float]:
+    """Return which attempt of torchrun this is, the same number on every process, and when the first one began.
+
+    The store of an elastic run outlives its processes, and so does what those of an earlier attempt have written into
+    it, which would be taken for this one's. torchrun's own count of restarts is no help: it is one of each machine, and
+    differs after one of them has joined again. So the main process counts, and answers each other one, which asks by a
+    number that it has never asked by before.
+
+    Args:
+        store: that all processes share.
+        rank: of this process.
+        world_size: number of processes.
+
+    Returns:
+        The attempt, from 1 on, and seconds since the epoch; 0 if the store has not lived as long.
+    """
+
+    def count(key: str, step: int = 0) -> int:
+        return store.add(f"eql_d2/{key}", step)
+
+    if rank:
+        question = count(f"question {rank}", 1)
+        attempt = int(store.get(f"eql_d2/answer {rank} {question}"))
+        count(f"joined {attempt} {rank}", 1)
+        return attempt, float(count("began"))
+    attempt = count("attempts", 1)
+    if attempt == 1:
+        count("began", int(time.time()))
+    answered: Dict[int, int] = {}
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while not all(count(f"joined {attempt} {other}") for other in range(1, world_size)):
+        for other in range(1, world_size):
+            question = count(f"question {other}")
+            if question and question != answered.get(other):
+                store.set(f"eql_d2/answer {other} {question}", str(attempt))
+                answered[other] = question
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"Not all of {world_size} processes have come within {TIMEOUT}.")
+        time.sleep(0.02)
+    return attempt, float(count("began"))
 
 
 def _guarded(main: Callable, args) -> None:
@@ -91,6 +151,9 @@ def _guarded(main: Callable, args) -> None:
             _exit(INPUT_ERROR_STATUS)
         if comm.get_world_size() == 1:
             raise
+        if "onnection" in str(error):
+            # Another process is gone. The launcher, which knows which, says so and ends this one meanwhile.
+            time.sleep(OTHER_RANKS_WAIT)
         traceback.print_exc()
         _exit(1)
 

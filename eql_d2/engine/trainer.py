@@ -5,6 +5,7 @@ import sys
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Dict, List, Tuple, Type
 from unittest.mock import patch
 
@@ -28,7 +29,7 @@ from eql_d2.engine.continuation import Continuation
 from eql_d2.engine.ema import CHECKPOINT_KEY, WeightAverage
 from eql_d2.engine.finite import CPUAutocastTrainer, FiniteAMPTrainer, FiniteTrainer, check_finite
 from eql_d2.engine.gradient_hook import GradientHook
-from eql_d2.engine.last_checkpoint import remove_leftovers
+from eql_d2.engine.last_checkpoint import TAG, remove_leftovers
 from eql_d2.engine.protocol import check_protocol, freeze
 from eql_d2.engine.setup import frees_output_dir
 from eql_d2.errors import InputError
@@ -265,6 +266,15 @@ def _share_batch_norm(model: torch.nn.Module) -> None:
                     torch.distributed.broadcast(buffer, src=0)
 
 
+def _has_been_restarted(cfg, args) -> bool:
+    """Return whether torchrun has started this training again, which has written a checkpoint of its own before."""
+    since = getattr(args, "restarted_since", None)
+    if since is None:
+        return False
+    file = Path(cfg.OUTPUT_DIR) / TAG
+    return comm.all_gather(file.is_file() and file.stat().st_mtime >= since)[0]
+
+
 def log_experiment(cfg, model) -> None:
     """Log the classifier's loss, its settings, and how many classes it treats as tail."""
     for i, described in enumerate(describe_experiment(cfg, model)["classifier_losses"]):
@@ -313,5 +323,5 @@ def run(cfg, args) -> Dict[str, Any]:
             "--allow-missing is for --eval-only; a training may start from weights of a part of its model."
         )
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=args.resume or _has_been_restarted(cfg, args))
     return trainer.train()

@@ -4,8 +4,12 @@ Used by the tests for a few kills, and by benchmarks/soak_kills.py for many.
 """
 
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -19,7 +23,7 @@ from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.continuation import TIMES
 from eql_d2.engine.trainer import Trainer
 from eql_d2.run_folder import RunFolder
-from tests.conftest import make_lvis_json, tiny_config
+from tests.conftest import ROOT, make_lvis_json, tiny_config
 from tests.engine.ranks import start_ranks
 
 #: Number of processes and settings: each sampler, with workers and without, on one process and on two.
@@ -119,6 +123,32 @@ def run_to_the_end(cfg: Any, folder: Path, world_size: int, kills: int, seed: in
             process.join()
         at.append(_last(cfg))
     raise AssertionError(f"{len(at)} of {kills} kills after {attempt + 1} runs.")
+
+
+def run_under_torchrun(cfg: Any, folder: Path, restarts: int, seed: int = 0, processes: int = 2) -> str:
+    """Train by ``torchrun --max-restarts``, killing a process at a random moment for each restart.
+
+    Returns:
+        What torchrun and its processes have said.
+    """
+    moments = random.Random(seed)
+    (folder / "torchrun.yaml").write_text(cfg.dump())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--max-restarts={restarts}", "tools/train_net.py", "--config-file", str(folder / "torchrun.yaml")]
+    said = folder / "torchrun.txt"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with said.open("w") as file:
+        agent = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    for _ in range(restarts):
+        # Not before the training goes on: a restart that has not yet begun would count as one more.
+        seen = _last(cfg)
+        while _last(cfg) == seen and agent.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        os.kill(int(moments.choice(children[-processes:])), signal.SIGKILL)
+    assert agent.wait() == 0, said.read_text()[-3000:]
+    return said.read_text()
 
 
 def _last(cfg: Any) -> int:
