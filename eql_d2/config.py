@@ -183,6 +183,19 @@ def _add_training_settings(node: CN) -> None:
     # End the training after so many evaluations in a row without a new best; 0 is off.
     node.BEST.PATIENCE = 0
 
+    node.AUGMENT = CN()
+    # Large-scale jitter in the place of INPUT.MIN_SIZE_TRAIN: an image is resized to fit a square times a factor drawn
+    # between these two, as in (0.1, 2.0), and cropped or padded to the square. () is off.
+    node.AUGMENT.SCALE_JITTER = ()
+    # Side of that square in pixels.
+    node.AUGMENT.SIZE = 1024
+    # Probability that objects of another image are pasted into an image, by their masks (arXiv 2012.07177); it needs
+    # SCALE_JITTER. 0 is off.
+    node.AUGMENT.COPY_PASTE = 0.0
+    # Where they come from: "uniform" (any image, each of its objects with a chance of one half), or "rare" (a class is
+    # drawn, all with the same chance, then an image of it, whose objects of that class are pasted).
+    node.AUGMENT.COPY_PASTE_SOURCE = "uniform"
+
     node.EMA = CN()
     # Share of the moving average of the weights that is kept in each iteration, as in 0.9998; it starts lower. The
     # average is what is evaluated, and what a checkpoint is evaluated with. 0 is off.

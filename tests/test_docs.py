@@ -36,7 +36,7 @@ KEYS = {
 }
 HEADINGS = ["## Formula", "## Settings", "## Paper, authors' code", "## Configs", "## Published numbers"]
 #: Nodes whose keys docs/training.md states.
-TRAINING = ("BEST", "EMA", "ACCUMULATE")
+TRAINING = ("AUGMENT", "BEST", "EMA", "ACCUMULATE")
 
 
 def default_of(key: str):

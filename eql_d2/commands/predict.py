@@ -74,9 +74,9 @@ def image_paths(inputs: Iterable[Path]) -> List[Path]:
         elif path.is_file():
             paths.append(path)
         else:
-            raise InputError(f"--input {path}: there is no such file or folder.")
+            raise InputError(f"{path}: there is no such file or folder.")
     if not paths:
-        raise InputError(f"--input {' '.join(map(str, inputs))} holds no image.")
+        raise InputError(f"{' '.join(map(str, inputs))} holds no image.")
     return paths
 
 
@@ -84,7 +84,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         return read_bgr(path)
     except OSError as error:
-        raise InputError(f"--input {path} cannot be read as an image ({error}).") from None
+        raise InputError(f"{path} cannot be read as an image ({error}).") from None
 
 
 def read_ahead(paths: Sequence[Path], ahead: int) -> Iterator[np.ndarray]:

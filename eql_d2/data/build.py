@@ -18,6 +18,7 @@ from eql_d2.data.catalog import (
     check_same_categories,
     describe_dataset,
 )
+from eql_d2.data.copy_paste import CopyPasteMapper
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.data.records import Record, RecordList, images_of_labels
@@ -57,7 +58,26 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> TrainLo
     for name in names:
         if MetadataCatalog.get(name).get("has_annotations") is False:
             raise InputError(f"{describe_dataset(name)} has no annotations and cannot be in DATASETS.TRAIN.")
-    return build_stream(cfg, dataset, mapper or LongTailDatasetMapper(cfg, True))
+    return build_stream(cfg, dataset, mapper or build_train_mapper(cfg, dataset))
+
+
+def build_train_mapper(cfg: CfgNode, dataset: Sequence[Record]) -> Mapper:
+    """Return the mapper of training images, with copy-paste if ``MODEL.LONG_TAIL.AUGMENT`` says so.
+
+    Args:
+        cfg: a config with ``MODEL.LONG_TAIL``.
+        dataset: the records that objects may be pasted from.
+
+    Raises:
+        InputError: for settings of ``AUGMENT`` that cannot be used.
+    """
+    mapper = LongTailDatasetMapper(cfg, True)
+    node = cfg.MODEL.LONG_TAIL.AUGMENT
+    if not node.COPY_PASTE:
+        return mapper
+    places, labels = _labels_of_all(dataset, with_crowd=False)
+    source = node.COPY_PASTE_SOURCE
+    return CopyPasteMapper(mapper, dataset, node.COPY_PASTE, source, places, labels, keep_masks=cfg.MODEL.MASK_ON)
 
 
 def build_stream(cfg: CfgNode, dataset: Sequence[Record], mapper: Mapper) -> TrainLoader:

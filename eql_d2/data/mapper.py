@@ -9,6 +9,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 
 from eql_d2.data.catalog import describe_dataset
+from eql_d2.data.copy_paste import jitter_settings
 from eql_d2.data.image_files import load_image, read_upright_size
 from eql_d2.data.records import RecordError
 from eql_d2.data.segmentation import check_polygon, check_run_lengths
@@ -37,7 +38,8 @@ class LongTailDatasetMapper(DatasetMapper):
     def from_config(cls, cfg, is_train: bool = True) -> Dict[str, Any]:
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         listed_in = ", ".join(describe_dataset(name) for name in names)
-        return {**super().from_config(cfg, is_train), "listed_in": listed_in or "the data set"}
+        ret = {**super().from_config(cfg, is_train), "listed_in": listed_in or "the data set"}
+        return {**ret, **jitter_settings(cfg)} if is_train else ret
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
         """Read and transform one image.
@@ -83,6 +85,9 @@ class LongTailDatasetMapper(DatasetMapper):
         ):
             mapper = copy.copy(self)
             mapper.instance_mask_format = "bitmask"
+        if all(annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
+            mapper = copy.copy(mapper)
+            mapper.recompute_boxes = False  # Detectron2 would ask masks for them that are not there
         super(LongTailDatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)
 
     def _check_masks(self, record: Dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ class ClassAwareSampler(Sampler):
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, seed: Optional[int] = None):
-        self._images_of_class = _images_of_class(images, labels)
+        self._images_of_class = images_of_class(images, labels)
         if not self._images_of_class:
             raise InputError("ClassAwareSampler needs annotated images, and no image of the training set has a class.")
         self._seed = int(comm.shared_random_seed() if seed is None else seed)
@@ -47,7 +47,7 @@ class ClassAwareSampler(Sampler):
             yield next(streams[index])
 
 
-def _images_of_class(images: np.ndarray, labels: np.ndarray) -> List[Tensor]:
+def images_of_class(images: np.ndarray, labels: np.ndarray) -> List[Tensor]:
     """Return the images of each class that has any, ascending, in the order of the labels."""
     if not len(images):
         return []
