@@ -1,7 +1,7 @@
 """The same numbers on a GPU as on the CPU, no hidden waits, half precision with the scaler: ``pytest -m gpu``.
 
-Skipped without CUDA. ``EQL_D2_TEST_DEVICE=cpu pytest -m gpu`` runs all but the CUDA-only ones on the CPU against itself,
-which shows that the tests themselves are sound.
+Skipped without CUDA. ``EQL_D2_TEST_DEVICE=cpu pytest -m gpu`` runs all but the CUDA-only ones on the CPU against
+itself, which shows that the tests themselves are sound.
 """
 
 import copy
