@@ -8,6 +8,7 @@ setup(
     package_data={
         "": ["*.yaml", "templates/*"],  # of every room
         "eql_d2": ["py.typed", "detectron2.txt"],
+        "eql_d2.mini": ["*.safetensors"],
         "eql_d2.configs": ["**/*.yaml"],
     },
 )

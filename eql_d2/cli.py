@@ -30,7 +30,7 @@ COMMANDS = {
     "configs": "list the configs of the package, or print where they lie",
     "check-dataset": "check a data set in LVIS or COCO format",
     "make-mini-dataset": "generate a small long-tailed data set, of shapes or of photographs",
-    "demo": "generate the data, train sigmoid cross-entropy and EQL, print one table",
+    "demo": "generate the data, train five classifiers, print one table, draw one picture",
     "install-detectron2": "install the pinned Detectron2, unless there is one",
 }
 

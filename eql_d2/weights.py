@@ -23,6 +23,8 @@ from eql_d2.files import whole_file, write_whole
 PathLike = Union[str, os.PathLike]
 
 SAFETENSORS = ".safetensors"
+#: In safetensors: end of the name of the factors, float ``[C, 1, ...]``, of a tensor of 8-bit integers ``[C, ...]``.
+SCALE = ".scale_of_8_bits"
 _FLAG = "matching_heuristics"
 #: Kinds of numpy's dtypes whose values are their bytes: numbers, booleans and strings, no object and no structure.
 _PLAIN_KINDS = "biufcSU"
@@ -150,10 +152,36 @@ def _read_safetensors(path: PathLike) -> Dict[str, Any]:
             return {"metadata": metadata, "model": {name: content.get_tensor(name) for name in content.keys()}}  # noqa: SIM118
 
     content = _read(path, read)
-    found = {"model": content["model"]}
+    found = {"model": _widened(content["model"])}
     if content["metadata"].get(_FLAG) == "True":
         found.update({"__author__": content["metadata"].get("__author__", ""), _FLAG: True})
     return found
+
+
+def in_8_bits(name: str, value: torch.Tensor) -> Dict[str, torch.Tensor]:
+    """Return what stands for a parameter in a safetensors file of a quarter of its size.
+
+    A number is a whole one from -127 to 127 times the factor of its output channel: off by half a step at most.
+
+    Args:
+        name: of the parameter.
+        value: float ``[C, ...]``; a vector stays as it is.
+    """
+    if value.dim() < 2:
+        return {name: value}
+    scale = value.abs().amax(dim=tuple(range(1, value.dim())), keepdim=True).clamp(min=1e-12) / 127
+    return {name: (value / scale).round().to(torch.int8), name + SCALE: scale}
+
+
+def _widened(model: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Return the tensors, those in 8 bits (``name`` and ``name + SCALE``) as the numbers that they stand for."""
+    scaled = {name for name in model if name + SCALE in model and model[name].dtype == torch.int8}
+    scales = {name + SCALE for name in scaled}
+    return {
+        name: value.float() * model[name + SCALE] if name in scaled else value
+        for name, value in model.items()
+        if name not in scales
+    }
 
 
 def _with_author(content: Any) -> Any:

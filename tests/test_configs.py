@@ -46,7 +46,7 @@ def method_of(path) -> str:
     """Return the method that a leaf's folder, in ``mini`` and ``real`` its name, stands for."""
     if not is_leaf_of_a_set(path):
         return path.parent.name
-    name = path.stem.replace("demo_", "").replace("cascade_", "").replace("retinanet_", "")
+    name = path.stem.replace("cascade_", "").replace("retinanet_", "")
     methods = [method for method in LOSSES | CALIBRATIONS | set(PROTOCOLS) if f"{name}_".startswith(f"{method}_")]
     return max(methods, key=len)
 

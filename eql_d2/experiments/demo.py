@@ -1,76 +1,103 @@
-"""The demonstration: sigmoid cross-entropy against EQL on the generated data set, from the same seed."""
+"""The demonstration: the rows of the table ``mini_demo`` with its first seed, one printed table and one picture."""
 
-import os
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import List, Mapping, Optional, Sequence, Tuple
 
-import cv2
 import numpy as np
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from eql_d2.config_files import get_config_file
+import eql_d2.mini
 from eql_d2.experiments.jobs import Job, run_jobs
+from eql_d2.experiments.spec import Table, load_specification
 from eql_d2.files import write_whole
-from eql_d2.mini.generate import STAMP, generate_mini_dataset
-from eql_d2.predictor import Predictor
-from eql_d2.visualization import draw_panel
+from eql_d2.mini.folder import STAMP
+from eql_d2.mini.generate import generate_mini_dataset
+from eql_d2.visualization.comparison import Choice, shown_objects
+from eql_d2.visualization.dataset import AnnotatedSet
+from eql_d2.visualization.detections import Detections
+from eql_d2.visualization.drawing import draw_panel, encode_jpeg
+from eql_d2.visualization.matching import match_image
+from eql_d2.visualization.objects import VisualObject
 
+TABLE = "mini_demo"
+#: Folder of the data below ``$DETECTRON2_DATASETS``, by which the configs name it.
+DATA = "mini"
+#: Where every method starts: a softmax detector, in 8 bits (tools/make_demo_start.py).
+START = Path(eql_d2.mini.__file__).with_name("demo_start.safetensors")
 METRICS = ("AP", "APr", "APc", "APf")
-#: The generated set that configs/mini/Base-demo.yaml is made for.
-DATASET = {"num_classes": 24, "num_train": 600, "num_val": 150, "num_test": 10, "image_size": 96}
+KINDS = {"bbox": "box", "segm": "mask"}
+NUM_PICTURES = 3
+#: Longer side of an image in the picture, in pixels.
+PANEL_SIZE = 320
 
 
 def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path:
-    """Generate the data, train both methods side by side, print and write one table, and draw one picture.
+    """Generate the data, train every method of the table once, two at a time, print one table, and draw one picture.
 
     Args:
-        output_dir: receives ``sigmoid/``, ``eql/``, ``table.md`` and ``detections.png``. What is there already is kept:
-            an interrupted demonstration goes on where it stopped.
-        data_dir: the generated data set, made if absent; must be called ``mini_demo``, since the configs name it so.
+        output_dir: receives a folder for each method, ``table.md`` and ``detections.jpg``. What is there already is
+            kept: an interrupted demonstration goes on where it stopped.
+        data_dir: the generated data set, made if absent; must be called ``mini``, since the configs name it so.
             Its parent becomes ``DETECTRON2_DATASETS``.
-        opts: config overrides for both methods.
+        opts: config overrides for all methods.
 
     Returns:
         The path of the table.
     """
     start = time.monotonic()
+    specification = load_specification(TABLE)
     print(f"Data: {data_dir}", flush=True)
     if not (data_dir / STAMP).is_file():
-        generate_mini_dataset(data_dir, **DATASET)
+        generate_mini_dataset(data_dir, **specification.generate[DATA])
     environment = {"DETECTRON2_DATASETS": str(data_dir.resolve().parent)}
-    jobs = [
-        Job(method, get_config_file(f"mini/demo_{method}"), output_dir / method, opts, environment)
-        for method in ("sigmoid", "eql")
-    ]
-    print("Training " + " and ".join(f"{job.name} ({job.output_dir})" for job in jobs), flush=True)
+    jobs = []
+    for row in specification.rows:
+        words = [*row.opts, "SEED", str(row.seeds[0]), "MODEL.WEIGHTS", str(START), *opts]
+        jobs.append(Job(row.name, row.config, output_dir / row.name, words, environment))
+    print("Training " + ", ".join(f"{job.name} ({job.output_dir})" for job in jobs), flush=True)
     run_jobs(jobs, parallel=2, report=lambda line: print(line, flush=True))
-    table = comparison_table({job.name: job.results["results"] for job in jobs})
-    print(f"\n{table}\n")
+    table = comparison_table(specification, {job.name: job.results["results"] for job in jobs})
+    notes = "\n".join(f"- {caveat}" for caveat in specification.caveats)
+    print(f"\n{table}\n\n{notes}\n")
     path = output_dir / "table.md"
-    write_whole(path, table + "\n")
-    os.environ.update(environment)
-    picture = draw_detections(jobs, output_dir / "detections.png")
-    print(f"Table: {path}\nPicture: {picture}\n{time.monotonic() - start:.0f} s in total")
+    write_whole(path, f"{table}\n\n{notes}\n")
+    annotated = AnnotatedSet.from_files(data_dir / "val.json", data_dir / "val")
+    dataset = jobs[0].folder.cfg.DATASETS.TEST[0]
+    labels = {row.name: row.label for row in specification.rows}
+    found = [Detections.read(job.folder.detections_file(dataset), labels[job.name], annotated) for job in jobs]
+    picture = output_dir / "detections.jpg"
+    draw_detections(annotated, found, picture)
+    runs = " ".join(str(job.output_dir) for job in jobs)
+    print(
+        f"Table: {path}\nPicture: {picture}, the {NUM_PICTURES} images in which the methods together find most objects "
+        f"of rare, then of common classes\n{time.monotonic() - start:.0f} s in total\n"
+        f"Next: eql-d2 report {runs} --output {output_dir / 'report.html'} shows curves, categories and images; "
+        'README.md, "Your own data", trains on yours.'
+    )
     return path
 
 
-def comparison_table(results: Dict[str, Dict]) -> str:
-    """Return a Markdown table of box and mask AP, one row per method, the last row the difference to the first.
+def comparison_table(specification: Table, results: Mapping[str, Mapping[str, Mapping[str, Optional[float]]]]) -> str:
+    """Return a Markdown table of box and mask AP: a row for each method, then one for each difference to a baseline.
 
     Args:
-        results: metrics by method; of each ``{"bbox": {...}, "segm": {...}}``.
+        specification: its rows' labels and baselines.
+        results: metrics by row; of each ``{"bbox": {...}, "segm": {...}}``.
     """
-    kinds = [kind for kind in ("bbox", "segm") if all(kind in r for r in results.values())]
+    rows = {row.name: row for row in specification.rows}
+    kinds = [kind for kind in KINDS if all(kind in metrics for metrics in results.values())]
     columns = [(kind, metric) for kind in kinds for metric in METRICS]
-    names = {"bbox": "box", "segm": "mask"}
-    rows = [["method"] + [f"{names[kind]} {metric}" for kind, metric in columns], ["---"] * (len(columns) + 1)]
-    rows += [[method] + [_number(r[kind][metric]) for kind, metric in columns] for method, r in results.items()]
-    first, last = next(iter(results)), list(results)[-1]
-    pairs = [(results[first][kind][metric], results[last][kind][metric]) for kind, metric in columns]
-    rows.append([f"{last} - {first}"] + [_number(None if None in pair else pair[1] - pair[0], "+") for pair in pairs])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    lines = [["method"] + [f"{KINDS[kind]} {metric}" for kind, metric in columns], ["---"] * (len(columns) + 1)]
+    for name, metrics in results.items():
+        lines.append([rows[name].label] + [_number(metrics[kind][metric]) for kind, metric in columns])
+    for name, metrics in results.items():
+        baseline = rows[name].baseline
+        if baseline not in results or baseline == name:
+            continue
+        pairs = [(results[baseline][kind][metric], metrics[kind][metric]) for kind, metric in columns]
+        differences = [_number(None if None in pair else pair[1] - pair[0], "+") for pair in pairs]
+        lines.append([f"{rows[name].label} - {rows[baseline].label}", *differences])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _number(value: Optional[float], sign: str = "") -> str:
@@ -78,39 +105,42 @@ def _number(value: Optional[float], sign: str = "") -> str:
     return "n/a" if value is None else f"{value:{sign}.1f}"
 
 
-def draw_detections(jobs: List[Job], path: Path, num_images: int = 6, score_threshold: float = 0.3) -> Path:
-    """Write a picture with one row per validation image: the ground truth, then each job's detections.
+def draw_detections(annotated: AnnotatedSet, models: Sequence[Detections], path: Path) -> None:
+    """Write a picture: a row for each of three images, on the left the ground truth, then what each model found.
 
-    The images are those whose ground truth holds the most rare classes. Scores are compared within a method only, so
-    each method shows its best ``number of ground-truth objects`` detections above ``score_threshold`` of its best.
+    The images are those in which the models together find most objects of rare classes, then most of common ones, then
+    the first. Scores of different methods are not comparable, so each shows as many of its best detections as the image
+    has annotated objects, with a tick if right and a cross if wrong.
+
+    Args:
+        annotated: the data set.
+        models: detections with masks or boxes.
+        path: of the JPEG file.
     """
-    torch.set_num_threads(os.cpu_count() or 1)
-    predictors = []
-    for job in jobs:
-        predictors.append((job.name, Predictor(job.folder.config_file, weights=str(job.folder.weights))))
-    dataset_name = predictors[0][1].cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(dataset_name)
-    records = DatasetCatalog.get(dataset_name)
-    groups = metadata.frequency_groups
-    rare = [sum(groups[a["category_id"]] == "r" for a in record["annotations"]) for record in records]
-    chosen = sorted(range(len(records)), key=lambda i: (-rare[i], i))[:num_images]
-
+    ranked: List[Tuple[int, int, int]] = []
+    for index in range(len(annotated.records)):
+        hits = [annotated.groups[one.label] for found in _judged(annotated, models, index)[1:] for one in found]
+        ranked.append((-hits.count("r"), -hits.count("c"), index))
     rows = []
-    for i in chosen:
-        record = records[i]
-        image = cv2.imread(record["file_name"])
-        cells = [draw_panel(image, record["annotations"], metadata, "ground truth")]
-        for name, predictor in predictors:
-            instances = predictor(image)
-            order = instances.scores.argsort(descending=True)[: max(1, len(record["annotations"]))]
-            kept = instances[order]
-            kept = kept[kept.scores >= score_threshold * kept.scores.max()] if len(kept) else kept
-            found = [
-                {"bbox": box.tolist(), "category_id": int(c), "mask": mask.numpy()}
-                for box, c, mask in zip(kept.pred_boxes.tensor, kept.pred_classes, kept.pred_masks)
-            ]
-            cells.append(draw_panel(image, found, metadata, name))
-        rows.append(np.hstack(cells))
-    if not cv2.imwrite(str(path), np.vstack(rows)):
-        raise OSError(f"{path} could not be written")
-    return path
+    for _, _, index in sorted(ranked)[:NUM_PICTURES]:
+        image = annotated.read_image(annotated.records[index])
+        titles = ["ground truth", *(model.name for model in models)]
+        panels = [
+            draw_panel(image, found, annotated.class_names, annotated.groups, title, PANEL_SIZE)
+            for title, found in zip(titles, _judged(annotated, models, index, hits_only=False))
+        ]
+        rows.append(np.hstack(panels))
+    write_whole(path, encode_jpeg(np.vstack(rows)))
+
+
+def _judged(
+    annotated: AnnotatedSet, models: Sequence[Detections], index: int, hits_only: bool = True
+) -> List[List[VisualObject]]:
+    """Return the objects of an image, then each model's best detections with verdicts, or the right ones alone."""
+    record = annotated.records[index]
+    truth, found = shown_objects(record, models, annotated, Choice())
+    for detections in found:
+        match_image(truth, detections, record)
+    if hits_only:
+        found = [[one for one in detections if one.verdict == "hit"] for detections in found]
+    return [truth, *found]

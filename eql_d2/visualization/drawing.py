@@ -3,14 +3,14 @@ in black and white and by people who do not see red and green."""
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eql_d2.data.groups import GROUP_COLORS
-from eql_d2.visualization.objects import VisualObject, object_of_record
+from eql_d2.visualization.objects import VisualObject
 
 #: Lengths of strokes and gaps of the outline, in line widths; () for a solid line.
 DASHES = {"r": (), "c": (5.0, 3.0), "f": (0.1, 2.6)}
@@ -26,20 +26,15 @@ Box = Tuple[int, int, int, int]
 
 
 def draw_panel(
-    image: np.ndarray, objects: Sequence[Dict[str, Any]], metadata: Any, title: str, scale: float = 4
+    image: np.ndarray,
+    objects: Sequence[VisualObject],
+    names: Sequence[str],
+    groups: Sequence[str],
+    title: str,
+    size: int,
 ) -> np.ndarray:
-    """Return ``image`` enlarged, with outlines, class names, a title and a white margin; uint8 BGR.
-
-    Args:
-        image: uint8 BGR ``[H, W, 3]``.
-        objects: see :func:`~eql_d2.visualization.objects.object_of_record`.
-        metadata: has ``thing_classes`` and ``frequency_groups``, K each.
-        title: written into the upper left corner.
-        scale: magnification.
-    """
-    found = [object_of_record(record) for record in objects]
-    size = round(max(image.shape[:2]) * scale)
-    canvas = draw_objects(image, found, metadata.thing_classes, metadata.frequency_groups, size)
+    """Return what :func:`draw_objects` does, with a title in the upper left corner and a white margin."""
+    canvas = draw_objects(image, objects, names, groups, size)
     canvas = _write(canvas, [(title, (0, 0), (255, 255, 255))], _font_size(size))
     return cv2.copyMakeBorder(canvas, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 

@@ -17,7 +17,8 @@ def test_page_is_what_the_report_prints(page, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     name, _, baseline = page.stem.partition("_against_")
     table = load_specification(name).against(baseline) if baseline else load_specification(name)
-    printed = to_markdown(table, collect_lines(table, RESULTS / "mini.jsonl"))
+    records = RESULTS / f"{name.split('_')[0]}.jsonl"  # the generated set's, or that of photographs
+    printed = to_markdown(table, collect_lines(table, records))
     numbers = [line for line in printed.splitlines() if line.startswith("|")]
     assert numbers == [line for line in page.read_text().splitlines() if line.startswith("|")]
 

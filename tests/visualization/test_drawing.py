@@ -1,7 +1,5 @@
 """Outlines, labels and panels."""
 
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pytest
@@ -67,10 +65,9 @@ def test_labels_have_all_letters_and_do_not_cover_each_other():
 
 
 def test_a_panel_is_the_image_enlarged_with_a_margin():
-    metadata = SimpleNamespace(thing_classes=["star"], frequency_groups=["r"])
-    objects = [{"category_id": 0, "segmentation": [square(4, 4, 10)]}]
+    objects = [object_of_record({"category_id": 0, "segmentation": [square(4, 4, 10)]})]
     image = np.zeros((20, 30, 3), np.uint8)
-    panel = drawing.draw_panel(image, objects, metadata, "ground truth", scale=3)
+    panel = drawing.draw_panel(image, objects, ["star"], ["r"], "ground truth", 90)
     assert panel.shape == (64, 94, 3) and panel.dtype == np.uint8 and (panel[0] == 255).all()
     assert not image.any()
     assert cv2.imdecode(np.frombuffer(drawing.encode_jpeg(panel), np.uint8), 1).shape == panel.shape
