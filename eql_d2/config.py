@@ -183,6 +183,10 @@ def _add_training_settings(node: CN) -> None:
     # End the training after so many evaluations in a row without a new best; 0 is off.
     node.BEST.PATIENCE = 0
 
+    # Programs that the metrics go to, beside metrics.json and TensorBoard: "wandb" and "mlflow", by their own packages,
+    # whose environment variables say which project and server.
+    node.WRITERS = ()
+
     node.AUGMENT = CN()
     # Large-scale jitter in the place of INPUT.MIN_SIZE_TRAIN: an image is resized to fit a square times a factor drawn
     # between these two, as in (0.1, 2.0), and cropped or padded to the square. () is off.

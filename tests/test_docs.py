@@ -64,7 +64,7 @@ def test_pages_state_every_key_with_its_default(page):
 
 
 def test_the_training_page_states_every_key_with_its_default():
-    expected = {f"{node}.{key}" for node in TRAINING for key in default_of(node)} | {"INIT_CLASSES"}
+    expected = {f"{node}.{key}" for node in TRAINING for key in default_of(node)} | {"INIT_CLASSES", "WRITERS"}
     assert stated_in(ROOT / "docs" / "training.md") == {key: repr(default_of(key)) for key in expected}
 
 

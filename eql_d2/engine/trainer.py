@@ -32,6 +32,7 @@ from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.last_checkpoint import TAG, remove_leftovers
 from eql_d2.engine.protocol import check_protocol, freeze
 from eql_d2.engine.setup import frees_output_dir
+from eql_d2.engine.writers import external_writers
 from eql_d2.errors import InputError
 from eql_d2.evaluation import build_evaluator, evaluate
 from eql_d2.run_folder import RunFolder, describe_experiment
@@ -169,6 +170,9 @@ class Trainer(DefaultTrainer):
         saving = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         ret.insert([isinstance(hook, saving) for hook in ret].index(True), Continuation())
         return ret
+
+    def build_writers(self):
+        return [*super().build_writers(), *external_writers(self.cfg)]
 
     def _with_average(self, ret: List[HookBase]) -> List[HookBase]:
         """Add the moving average of the weights to the hooks and the checkpoints; it is what is then evaluated."""

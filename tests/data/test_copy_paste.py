@@ -112,7 +112,7 @@ def test_an_image_without_an_object(lvis_folder):
     mapper, empty = build_train_mapper(cfg, dataset), {**dataset[0], "annotations": []}
     np.random.seed(0)
     counts = {len(mapper(empty)["instances"]) for _ in range(8)}
-    assert counts == {0, 1}  # jitter may have cut the other one's object away
+    assert 1 in counts and counts <= {0, 1}  # jitter may cut the other one's object away
     assert len(LongTailDatasetMapper(cfg, True)(empty)["instances"]) == 0
 
 
