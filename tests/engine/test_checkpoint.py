@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.last_checkpoint import remove_leftovers
@@ -84,7 +85,7 @@ def test_checkpoints_hold_tensors_and_plain_values_only(lvis_folder):
     cfg = tiny_config(lvis_folder)
     register_from_config(cfg)
     trainer = Trainer(cfg)
-    trainer.iter = 0
+    trainer.iter, trainer.storage = 0, EventStorage()
     trainer.checkpointer.save("model")
     loaded = torch.load(lvis_folder / "output" / "model.pth", weights_only=True)
     assert "roi_heads.box_predictor.cls_score.weight" in loaded["model"] and loaded["trainer"]["iteration"] == 0
