@@ -34,6 +34,7 @@ from eql_d2.data.samplers import ClassAwareSampler
 IMAGES, BOXES, CLASSES = 1_674_979, 12_195_144, 500
 LABELS_PER_IMAGE = 3
 DRAWN = 1000
+BUSY = "Where other programs run beside it, compare CPU seconds."
 
 
 def generate(folder: Path, fraction: float) -> OpenImagesFiles:
@@ -148,19 +149,22 @@ def compare(files: OpenImagesFiles) -> int:
     return len(theirs)
 
 
-def measure(fraction: float, loaders: List[str], with_comparison: bool) -> None:
-    """Generate files of a size and print a row for each loader."""
+def measure(fraction: float, loaders: List[str], with_comparison: bool) -> Dict[str, float]:
+    """Generate files of a size, print a row for each loader, and return the peaks in MiB."""
+    peaks: Dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = run_within(lambda: generate(Path(folder), fraction))
         os.environ["EQL_D2_CACHE"] = folder
         for loader in loaders:
             # Records and classes stay in the measured process.
             took = run_within(lambda loader=loader: tuple(load(loader, files)[:5]), seconds=3600)
+            peaks[loader] = took[2]
             size = f"{int(IMAGES * fraction):,} | {int(BOXES * fraction):,}"
             times = f"{took[0]:.1f} | {took[1]:.1f}"
             print(f"| {loader} | {size} | {times} | {took[2]:.0f} | {took[3]:.0f} |", flush=True)
         if with_comparison:
             print(f"| all {run_within(lambda: compare(files), seconds=3600):,} records equal | | | | | | |", flush=True)
+    return peaks
 
 
 def main() -> None:
@@ -173,10 +177,15 @@ def main() -> None:
     ours = ["eql_d2, first", "eql_d2, cached"]
     print("| loader | images | boxes | seconds | CPU seconds | MiB at the peak | MiB held |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    peaks = {}
     if arguments.peer_fraction:
-        measure(arguments.peer_fraction, ["pandas into dicts", *ours], with_comparison=True)
+        peaks = measure(arguments.peer_fraction, ["pandas into dicts", *ours], with_comparison=True)
     if arguments.fraction != arguments.peer_fraction:
         measure(arguments.fraction, ours, with_comparison=False)
+    if peaks:
+        theirs, *both = peaks.values()
+        times = " and ".join(f"{theirs / peak:.1f}" for peak in both)
+        print(f"\nAt the peak the dicts take {times} times the memory of eql_d2, first and cached. {BUSY}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ SCRIPTS = {
     "box_deltas": ([], "Class-specific boxes"),
     "losses": ([], "Classifier losses"),
     "loading": ([], "Loading annotations"),
+    "open_images_loading": ([], "Loading Open Images"),
+    "open_images_evaluation": ([], "Open Images evaluation"),
     "training_step": (["--full"], "A training step"),
     "classification": ([], "A training step of an image classifier"),
     "one_stage": ([], "One-stage detectors"),

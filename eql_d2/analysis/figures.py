@@ -11,7 +11,7 @@ from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.plotting import style
 
 #: What the axes call AP of each IoU type.
-AP_TITLES = {"segm": "mask AP", "bbox": "box AP"}
+AP_TITLES = {"segm": "mask AP", "bbox": "box AP", "oid": "Open Images AP"}
 #: CategoryTable from which a line is a running mean, and points on it.
 MANY_CATEGORIES = 100
 

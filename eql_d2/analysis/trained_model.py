@@ -20,7 +20,7 @@ from eql_d2.run_folder import FINAL_WEIGHTS, RunFolder, unique_names
 from eql_d2.weights import read_checkpoint
 
 #: Columns of the per-category table, the one that a figure shows first.
-AP_COLUMNS = ("segm_AP", "bbox_AP")
+AP_COLUMNS = ("segm_AP", "bbox_AP", "oid_AP")
 
 
 class TrainedModel(RunFolder):

@@ -4,6 +4,7 @@ from typing import Dict, List, Sequence, Tuple
 
 from markupsafe import Markup
 
+from eql_d2.evaluation.open_images_results import KIND as OPEN_IMAGES
 from eql_d2.plotting import panels, style, svg
 from eql_d2.run_folder import RunFolder
 from eql_d2.visualization.page import data_uri, render
@@ -16,7 +17,7 @@ def curve_keys(runs: Sequence[RunFolder]) -> List[str]:
     keys = sorted(set().union(*(run.metric_keys() for run in runs)))
     losses = [key for key in keys if key.rsplit("/", 1)[-1].startswith("loss_")]
     chosen = [key for key in ("total_loss", *losses, "lr") if key in keys]
-    for kind in ("segm", "bbox"):
+    for kind in ("segm", "bbox", OPEN_IMAGES):
         repeated = [key for key in (f"{kind}/{name}" for name in _EVALUATED) if _is_repeated(runs, key)]
         chosen += repeated
         if repeated:

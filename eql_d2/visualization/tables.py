@@ -7,14 +7,19 @@ from markupsafe import Markup
 from eql_d2.config import flatten, get_cfg
 from eql_d2.data.groups import GROUP_NAMES
 from eql_d2.evaluation.metrics import NOT_AVAILABLE
+from eql_d2.evaluation.open_images_results import GROUPS
+from eql_d2.evaluation.open_images_results import KIND as OPEN_IMAGES
 from eql_d2.evaluation.report import count_column
 from eql_d2.run_folder import RunFolder
 from eql_d2.visualization.page import class_badge, code, render
 
 _METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "APs", "APm", "APl")
 _KINDS = {"segm": "Mask", "bbox": "Box"}
-#: Kinds without an average precision: the name, and the metrics of the headline.
-_OTHER_KINDS = {"classification": ("Accuracy", ("top1", "top5", "Many", "Medium", "Few"))}
+#: Kinds with metrics of their own: the name, the same within a sentence, and the metrics of the headline.
+_OTHER_KINDS = {
+    "classification": ("Accuracy", "accuracy", ("top1", "top5", "Many", "Medium", "Few")),
+    OPEN_IMAGES: (*["Open Images AP"] * 2, ("AP", *(f"AP-{group}" for group in GROUPS))),
+}
 #: The calibration error of classifiers.
 _LOWER_IS_BETTER = ("ECE",)
 _STRONG = Markup("<strong>{}</strong>")
@@ -59,14 +64,14 @@ def headline(runs: Sequence[RunFolder]) -> List[Dict[str, str]]:
 
 
 def _other_headlines(runs: Sequence[RunFolder], dataset: str) -> List[Dict[str, str]]:
-    """Return the sentences of the kinds without an average precision."""
+    """Return the sentences of the kinds with metrics of their own."""
     sentences = []
-    for kind, (title, names) in _OTHER_KINDS.items():
+    for kind, (_, title, names) in _OTHER_KINDS.items():
         for run in runs:
             metrics = run.results.get(dataset, {}).get(kind, {})
             if metrics:
                 values = ", ".join(f"{name} {number(metrics.get(name))}" for name in names)
-                sentences.append({"name": run.name, "words": f"{title.lower()} {values}, on {dataset}."})
+                sentences.append({"name": run.name, "words": f"{title} {values}, on {dataset}."})
     return sentences
 
 
@@ -84,12 +89,12 @@ def result_tables(runs: Sequence[RunFolder]) -> Markup:
         for kind in sorted(kinds, key=lambda kind: (kind.count("_"), order.index(kind.split("_")[0]))):
             rows = {run.name: run.results.get(dataset, {}).get(kind, {}) for run in runs}
             measure = kind_name(kind) if kind in _OTHER_KINDS else f"{kind_name(kind)} AP"
-            tables.append(_metric_table(f"{measure} on {dataset}, in percent", rows))
+            tables.append(_metric_table(f"{measure} on {dataset}, in percent", rows, all_metrics=kind in _OTHER_KINDS))
     return _tables(tables, missing="No run was evaluated yet.")
 
 
-def _metric_table(caption: str, rows: Mapping[str, Mapping[str, Optional[float]]]) -> Dict[str, Any]:
-    if all("AP" not in metrics for metrics in rows.values()):  # of another kind: all there are
+def _metric_table(caption: str, rows: Mapping[str, Mapping[str, Optional[float]]], all_metrics: bool) -> Dict[str, Any]:
+    if all_metrics:
         names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
     else:
         names = [*_METRICS, *(f"{name}-fixed" for name in _METRICS)]
@@ -200,13 +205,14 @@ def category_tables(runs: Sequence[RunFolder], dataset: str) -> Markup:
 
 def _ap_column(tables) -> str:
     columns = set.intersection(*(set(next(iter(rows.values()))) for rows in tables))
-    return "segm_AP" if "segm_AP" in columns else "bbox_AP"
+    return next((column for column in ("segm_AP", f"{OPEN_IMAGES}_AP") if column in columns), "bbox_AP")
 
 
 def _column_name(column: str) -> str:
     """Return "Mask AP" for "segm_AP"."""
     kind, name = column.split("_", 1)
-    return f"{kind_name(kind)} {name}"
+    title = kind_name(kind)
+    return title if title.endswith(name) else f"{title} {name}"
 
 
 def _ap(rows: Mapping[str, Mapping[str, Any]], name: str, column: str) -> Optional[float]:
