@@ -78,6 +78,8 @@ class Source(Protocol):
     @property
     def header_type(self) -> type: ...
 
+    def __hash__(self) -> int: ...
+
     def read(self) -> Tuple[Any, str]:
         """Return the parsed content, and the SHA-256 of the bytes that it was parsed from (:func:`checksum_of`)."""
 

@@ -133,7 +133,15 @@ class _CsvFiles:
             labels = _read_rows(self.paths.image_labels, list(number), ("Confidence",))
             _check_confidence(labels.values, self.paths.image_labels)
         else:
-            labels = Rows(*(column[:0] for column in boxes[:-1]), num_left_out=0)
+            none = slice(0)
+            labels = Rows(
+                boxes.run_ids[none],
+                boxes.run_lengths[none],
+                boxes.labels[none],
+                boxes.values[none],
+                boxes.flags[none],
+                0,
+            )
         return _Content(classes, ancestors, boxes, flags, labels), checksum_of(self.files)
 
     def pack(self, content: _Content, checksum: str, out: Writer) -> OpenImagesHeader:
@@ -215,7 +223,8 @@ def _read_rows(path: str, class_ids: Sequence[str], values: Sequence[str], flags
         raise InputError(f"{path} has no row; it should hold annotations of Open Images.")
     *columns, num_left_out = zip(*parts)
     del parts
-    return Rows(*map(np.concatenate, columns), num_left_out=sum(num_left_out))
+    run_ids, run_lengths, labels, of_values, of_flags = map(np.concatenate, columns)
+    return Rows(run_ids, run_lengths, labels, of_values, of_flags, sum(num_left_out))
 
 
 def _stacked(chunk: np.ndarray, names: Sequence[str], dtype: str) -> np.ndarray:

@@ -172,6 +172,18 @@ class AnnotationTable:
         return CategoryFrequency.of_counts(self.header.counts)
 
 
+class RecordTable(Protocol):
+    """The packed images of one data set, whatever its format."""
+
+    def __len__(self) -> int: ...
+
+    def unpack(self, row: int) -> Record:
+        """Return what is known of the image in a row."""
+
+    def labels(self, rows: np.ndarray, with_crowd: bool = True) -> Tuple[np.ndarray, np.ndarray]:
+        """Return the labels of all annotations of some images, as ``RecordList.labels`` does."""
+
+
 class RecordList(SequenceABC):
     """A read-only list of Detectron2's dataset dicts, made when asked for. Pass it where a list of dicts is expected.
 
@@ -184,7 +196,7 @@ class RecordList(SequenceABC):
 
     def __init__(
         self,
-        table: AnnotationTable,
+        table: RecordTable,
         file_path: Callable[[Record], str],
         rows: Union[Sequence[int], np.ndarray, None] = None,
         with_image_labels: bool = True,

@@ -89,11 +89,11 @@ def open_images_ap(
         if image in images and label in number
     ]
     of_truth, of_detections = _finite(truth, 7, "boxes"), _finite(detections, 7, "predictions")
+    image, label = of_detections[:, :2].astype(int).T
+    found = DetectedBoxes(image, label, of_detections[:, 2], of_detections[:, 3:])
     ap = per_class_ap(
         TrueBoxes(of_truth[:, 0].astype(int), of_truth[:, 1].astype(int), of_truth[:, 3:], of_truth[:, 2] > 0),
-        countable(
-            DetectedBoxes(*of_detections[:, :2].astype(int).T, of_detections[:, 2], of_detections[:, 3:]), verified
-        ),
+        countable(found, verified),
         len(number),
         group_of_weight,
     )
