@@ -84,5 +84,5 @@ class _InParts:
         return {name: loss / self._parts for name, loss in self._model(part).items()}
 
     def _without_exchange(self) -> Any:
-        is_distributed = isinstance(self._model, nn.parallel.DistributedDataParallel)
-        return self._model.no_sync() if is_distributed else nullcontext()
+        model = self._model
+        return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()

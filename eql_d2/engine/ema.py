@@ -28,7 +28,8 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        super().__init__(model, multi_avg_fn=_ramped(decay))
+        self._average = _ramped(decay)
+        super().__init__(model, multi_avg_fn=self._average)
         self.module.eval()
 
     @torch.no_grad()
@@ -41,7 +42,7 @@ class MovingAverage(AveragedModel):
             now = list(_batch_norm_statistics(self.module))
             of_model = [statistic.clone() for statistic in now]
             torch._foreach_copy_(now, before)
-            self.multi_avg_fn(now, of_model, steps)
+            self._average(now, of_model, steps)
 
 
 class WeightAverage(HookBase):
@@ -86,7 +87,7 @@ def averaged_weights(checkpoint: Dict[str, Any]) -> Dict[str, Tensor]:
     return {name[len(_PREFIX) :]: value for name, value in average.items() if name.startswith(_PREFIX)}
 
 
-def _ramped(decay: float) -> Callable[[List[Tensor], List[Tensor], Any], None]:
+def _ramped(decay: float) -> Callable[..., None]:
     def average(averaged: List[Tensor], current: List[Tensor], num_averaged: Any) -> None:
         steps = int(num_averaged)
         get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, num_averaged)
