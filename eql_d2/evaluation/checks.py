@@ -221,7 +221,7 @@ class _MaskChecker:
     """
 
     def __init__(self, source: str, content: AnnotationFile, each: bool):
-        self.sizes = {image.id: (image.height, image.width) for image in content.images}
+        self.sizes: Dict[float, Tuple[int, int]] = {i.id: (i.height, i.width) for i in content.images}
         self._source, self._each = source, each
         self._seen: Set[_Id] = set()
         self._waiting: List[Tuple[int, _Id, RunLengthMask]] = []
