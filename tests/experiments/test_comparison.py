@@ -114,6 +114,13 @@ def test_of_several_records_the_newest_counts_whatever_its_code(place, write_tab
         ({"table": "acsl_lvis", "row": {"model": "Cascade R-101 baseline / ACSL"}, "part": 1}, "bbox/AP", "29.71"),
         ({"table": "acsl_lvis", "row": {"model": "R-50-FPN ACSL, ξ = 0.7"}}, "bbox/APr", "18.64"),
         ({"table": "acsl_lvis", "row": {"model": "R-50-FPN ACSL, ξ = 0.7"}}, "segm/AP", None),
+        # EQL numbers the groups of Open Images from the most frequent on, EQL v2 and EFL from the rarest on.
+        ({"table": "eql_table6", "row": {"method": "EQL (Ours)"}}, "oid/AP-1-rarest", "44.6"),
+        ({"table": "eql_table6", "row": {"method": "EQL (Ours)"}}, "oid/AP-5-most-frequent", "64.95"),
+        ({"table": "eqlv2_repo_openimages", "row": {"method": "Faster R-50"}}, "oid/AP-1-rarest", "26.3"),
+        ({"table": "eqlv2_repo_openimages", "row": {"method": "Faster R-50"}}, "oid/AP", "43.1"),
+        ({"table": "efl_openimages", "row": {"backbone": "R-50"}}, "oid/AP", "51.52"),
+        ({"table": "efl_openimages", "row": {"backbone": "R-50"}}, "oid/AP-5-most-frequent", "50.95"),
     ],
 )
 def test_published_cells(reference, metric, value):
