@@ -28,7 +28,7 @@ METRICS = ("AP", "APr", "APc", "APf")
 KINDS = {"bbox": "box", "segm": "mask"}
 NUM_PICTURES = 3
 #: Longer side of an image in the picture, in pixels.
-PANEL_SIZE = 320
+PANEL_SIZE = 312
 
 
 def run_demo(output_dir: Path, data_dir: Path, opts: Sequence[str] = ()) -> Path:
@@ -110,7 +110,8 @@ def draw_detections(annotated: AnnotatedSet, models: Sequence[Detections], path:
 
     The images are those in which the models together find most objects of rare classes, then most of common ones, then
     the first. Scores of different methods are not comparable, so each shows as many of its best detections as the image
-    has annotated objects, with a tick if right and a cross if wrong.
+    has annotated objects, with a tick if right and a cross if wrong; those that the annotations cannot judge are left
+    out.
 
     Args:
         annotated: the data set.
@@ -119,28 +120,25 @@ def draw_detections(annotated: AnnotatedSet, models: Sequence[Detections], path:
     """
     ranked: List[Tuple[int, int, int]] = []
     for index in range(len(annotated.records)):
-        hits = [annotated.groups[one.label] for found in _judged(annotated, models, index)[1:] for one in found]
+        _, *found = _judged(annotated, models, index)
+        hits = [annotated.groups[one.label] for shown in found for one in shown if one.verdict == "hit"]
         ranked.append((-hits.count("r"), -hits.count("c"), index))
     rows = []
     for _, _, index in sorted(ranked)[:NUM_PICTURES]:
         image = annotated.read_image(annotated.records[index])
         titles = ["ground truth", *(model.name for model in models)]
         panels = [
-            draw_panel(image, found, annotated.class_names, annotated.groups, title, PANEL_SIZE)
-            for title, found in zip(titles, _judged(annotated, models, index, hits_only=False))
+            draw_panel(image, shown, annotated.class_names, annotated.groups, title, PANEL_SIZE)
+            for title, shown in zip(titles, _judged(annotated, models, index))
         ]
         rows.append(np.hstack(panels))
     write_whole(path, encode_jpeg(np.vstack(rows)))
 
 
-def _judged(
-    annotated: AnnotatedSet, models: Sequence[Detections], index: int, hits_only: bool = True
-) -> List[List[VisualObject]]:
-    """Return the objects of an image, then each model's best detections with verdicts, or the right ones alone."""
+def _judged(annotated: AnnotatedSet, models: Sequence[Detections], index: int) -> List[List[VisualObject]]:
+    """Return the objects of an image, then each model's best detections that are right or wrong."""
     record = annotated.records[index]
     truth, found = shown_objects(record, models, annotated, Choice())
-    for detections in found:
-        match_image(truth, detections, record)
-    if hits_only:
-        found = [[one for one in detections if one.verdict == "hit"] for detections in found]
-    return [truth, *found]
+    for shown in found:
+        match_image(truth, shown, record)
+    return [truth, *([one for one in shown if one.verdict != "unjudged"] for shown in found)]
