@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cached_property
 from pathlib import Path
 from typing import List, Sequence, Tuple
 
@@ -40,8 +41,6 @@ class DatasetFacts:
         objects_of_image: int ``[N]``, objects of each image.
         image_sides: int ``[N, 2]``, shorter and longer side of each image in pixels.
         with_mask: share of the objects that have a polygon or a mask.
-        same_names: pairs of class names that may be one class.
-        findings: what :func:`eql_d2.data.check.check_dataset` says of the json.
     """
 
     json_file: Path
@@ -56,8 +55,6 @@ class DatasetFacts:
     objects_of_image: np.ndarray
     image_sides: np.ndarray
     with_mask: float
-    same_names: Sequence[Tuple[str, str]]
-    findings: Sequence[str]
 
     @classmethod
     def of(cls, json_file: PathLike, images: PathLike) -> "DatasetFacts":
@@ -97,9 +94,17 @@ class DatasetFacts:
             objects_of_image=number,
             image_sides=sides,
             with_mask=masked / len(flat),
-            same_names=same_names(names),
-            findings=check_dataset(json_file, None).lines(),
         )
+
+    @cached_property
+    def same_names(self) -> List[Tuple[str, str]]:
+        """Pairs of class names that may be one class, see :func:`same_names`."""
+        return same_names(self.categories.names)
+
+    @cached_property
+    def findings(self) -> List[str]:
+        """What :func:`eql_d2.data.check.check_dataset` says of the json."""
+        return check_dataset(self.json_file, None).lines()
 
     @property
     def frequency(self) -> CategoryFrequency:

@@ -1,9 +1,9 @@
 """From annotations to a plan: what the data set is like, what to train and why, and the config that does."""
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
+import msgspec
 import yaml
 from detectron2.config import CfgNode
 
@@ -111,7 +111,7 @@ def plan(
 
 
 def _written(path: Path, content: Dict[str, Any]) -> Path:
-    write_whole(path, json.dumps(content))
+    write_whole(path, msgspec.json.encode(content))
     return path
 
 

@@ -3,11 +3,11 @@
 The latter two are read by globox and become a json in COCO format; boxes alone, as globox reads no masks.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+import msgspec
 import yaml
 
 from eql_d2.data.annotations import PathLike, read_annotations, readable_json
@@ -48,7 +48,7 @@ def read_split(source: PathLike, images: Optional[PathLike] = None) -> Tuple[Spl
         return _read_yolo(path)
     read_annotations(path)  # names what is wrong with it
     with readable_json(path):
-        content = json.loads(path.read_bytes())
+        content = msgspec.json.decode(path.read_bytes())
     folders = [Path(images)] if images else [path.parent / "images", path.parent]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:

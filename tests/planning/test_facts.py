@@ -16,7 +16,7 @@ def facts(lvis_folder):
     content = make_lvis_json()
     content["images"][3]["file_name"] = "absent.png"
     content["images"][3]["height"] = 128
-    content["annotations"][3] = {**content["annotations"][3], "bbox": [0, 0, 10, 40], "image_id": 1}
+    content["annotations"][3] = {**content["annotations"][3], "bbox": [0, 0, 10, 40], "area": 400, "image_id": 1}
     del content["annotations"][3]["segmentation"]
     (lvis_folder / "train.json").write_text(json.dumps(content))
     return DatasetFacts.of(lvis_folder / "train.json", lvis_folder / "images")
@@ -30,7 +30,7 @@ def test_numbers(facts):
     np.testing.assert_allclose(facts.resized(128, 1000), [60, 40, 60, 60])
     np.testing.assert_allclose(facts.resized(128, 64), [30, 20, 30, 30])
     assert facts.size_shares(np.array([31.9, 32, 96, 5000])) == [0.25, 0.25, 0.5]
-    assert "No errors found." in facts.findings
+    assert facts.findings[1] == "4 images, 5 categories, 4 annotations"
 
 
 def test_nothing_to_plan(lvis_folder):
