@@ -82,6 +82,7 @@ def configured(folder: Path, output: str, *opts: Any) -> Any:
         str(folder / output),
     ]
     settings += ["MODEL.LONG_TAIL.TRAINING.CHECKPOINTS_KEPT", 2]
+    settings += ["SOLVER.BASE_LR", 0.001]
     # Narrow, so that checkpoints are a few megabytes.
     settings += ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.WIDTH_PER_GROUP", 4]
     settings += ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
@@ -102,10 +103,10 @@ def run_to_the_end(cfg: Any, folder: Path, world_size: int, kills: int, seed: in
     for attempt in range(10 * (kills + 1)):
         processes = start_ranks(train, world_size, folder / f"meet_{Path(cfg.OUTPUT_DIR).name}_{attempt}", cfg)
         # A moment between two checkpoints, the first of which this run has written itself, or none at all.
-        began, seen, awaited = time.monotonic(), _last(cfg), moments.randint(0, 2)
+        began, seen, awaited = time.monotonic(), last_iteration(cfg), moments.randint(0, 2)
         while len(at) < kills and awaited and processes[0].is_alive():
-            if _last(cfg) != seen:
-                seen, awaited = _last(cfg), awaited - 1
+            if last_iteration(cfg) != seen:
+                seen, awaited = last_iteration(cfg), awaited - 1
                 began, interval = time.monotonic(), max(time.monotonic() - began, 0.1)
             time.sleep(0.01)
         processes[0].join(moments.uniform(0, interval) if len(at) < kills else None)
@@ -121,7 +122,7 @@ def run_to_the_end(cfg: Any, folder: Path, world_size: int, kills: int, seed: in
         for process in processes:  # those that are left wait for it for ever
             process.kill()
             process.join()
-        at.append(_last(cfg))
+        at.append(last_iteration(cfg))
     raise AssertionError(f"{len(at)} of {kills} kills after {attempt + 1} runs.")
 
 
@@ -141,8 +142,8 @@ def run_under_torchrun(cfg: Any, folder: Path, restarts: int, seed: int = 0, pro
         agent = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
     for _ in range(restarts):
         # Not before the training goes on: a restart that has not yet begun would count as one more.
-        seen = _last(cfg)
-        while _last(cfg) == seen and agent.poll() is None:
+        seen = last_iteration(cfg)
+        while last_iteration(cfg) == seen and agent.poll() is None:
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5))
         children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
@@ -151,7 +152,7 @@ def run_under_torchrun(cfg: Any, folder: Path, restarts: int, seed: int = 0, pro
     return said.read_text()
 
 
-def _last(cfg: Any) -> int:
+def last_iteration(cfg: Any) -> int:
     """Return the iteration of the last checkpoint, -1 if there is none."""
     file = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
     name = file.read_text() if file.is_file() else "model_-1.pth"
