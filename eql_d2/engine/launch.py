@@ -36,7 +36,8 @@ def argument_parser():
 
 
 def launch(main: Callable, args) -> None:
-    """Run ``main(args)`` in every process of the run, and exit with status 2 and one line on an :class:`InputError`.
+    """Run ``main(args)`` in every process of the run; exit with status 2 and one line on an
+    :class:`~eql_d2.errors.InputError`.
 
     Under ``torchrun`` (``RANK`` and ``LOCAL_RANK`` are set) this process joins the group that torchrun's environment
     describes; else ``args.num_gpus`` processes are started on this machine. Without CUDA the processes use gloo.
