@@ -138,3 +138,13 @@ def tiny_config(folder: Path, architecture: str = "Mask-R-CNN-FPN", loss: str = 
     if "FPN" in architecture:
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
     return cfg
+
+
+@pytest.fixture(scope="module")
+def without_initial_values():
+    """Leave parameters uninitialised: filling a deep network with random numbers takes most of a build's time."""
+    patch = pytest.MonkeyPatch()
+    for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_"):
+        patch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+    yield
+    patch.undo()

@@ -1,7 +1,6 @@
 """Every config of an image classifier builds its model with the loss that its name says, and states its protocol."""
 
 import pytest
-import torch
 from detectron2.modeling import build_model
 
 import eql_d2.modeling  # noqa: F401
@@ -17,15 +16,7 @@ LOSSES = ("balanced_softmax", "class_balanced", "softmax_eql", "seesaw", "softma
 #: Protocols that start from the classifier of the softmax leaf, by the beginning of a leaf's name.
 PROTOCOLS = ("crt", "lws", "tau_norm")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _skip_initial_values():
-    """Leave parameters uninitialised: filling a ResNet-152 with random numbers takes most of a build's time."""
-    patch = pytest.MonkeyPatch()
-    for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_"):
-        patch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("without_initial_values")
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: str(path.relative_to(FOLDER)))

@@ -31,6 +31,8 @@ IMAGES_PER_GPU = {
 #: What is done with a softmax classifier that is trained already: (TRAINABLE, INIT_CLASSIFIER) of each protocol.
 PROTOCOLS = {"crt": ("classifier", "reset"), "lws": ("scale", "keep"), "tau_norm": ("all", "keep")}
 
+pytestmark = pytest.mark.usefixtures("without_initial_values")
+
 
 @cache
 def load(path):
@@ -80,16 +82,6 @@ def counts_folder(tmp_path_factory):
         return folder
 
     return write
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _skip_initial_values():
-    """Leave parameters uninitialised: filling a ResNet-101 with random numbers takes most of a build's time."""
-    patch = pytest.MonkeyPatch()
-    for name in ("kaiming_uniform_", "kaiming_normal_", "normal_", "uniform_"):
-        patch.setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
-    yield
-    patch.undo()
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: str(path.relative_to(CONFIGS)))
