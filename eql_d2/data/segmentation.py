@@ -71,7 +71,7 @@ def parse(encoded: Union[bytes, msgspec.Raw]) -> Mask:
         raise _no_mask(error) from None
 
 
-def convert(value: Any, height: int, width: int) -> Union[Polygons, Dict[str, Any], None]:
+def convert_segmentation(value: Any, height: int, width: int) -> Union[Polygons, Dict[str, Any], None]:
     """Check a segmentation that was parsed before, or made by a program; else as :func:`decode`."""
     if isinstance(value, dict) and isinstance(value.get("counts"), bytes):
         value = {**value, "counts": value["counts"].decode("latin-1")}

@@ -129,7 +129,7 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> Dict[str,
     Raises:
         InputError: if it is neither, or does not fit the image; the end of a sentence that begins with whose it is.
     """
-    mask = masks.convert(segmentation, height, width)
+    mask = masks.convert_segmentation(segmentation, height, width)
     if not isinstance(mask, dict):
         polygons = list(filter(masks.is_valid_polygon, mask or ()))
         if polygons:

@@ -16,7 +16,7 @@ import numpy as np
 from eql_d2.errors import InputError
 from eql_d2.mini.folder import STAMP, make_folder
 from eql_d2.mini.plan import ImagePlan, balanced_image_counts, plan_images, train_image_counts
-from eql_d2.mini.records import annotation_record, category_records, image_record, info_record, write_image
+from eql_d2.mini.records import annotation_record, category_records, info_record, square_image_record, write_image
 from eql_d2.mini.shapes import Appearance, DrawnObject, ObjectRequest, class_appearances, draw_scene
 
 #: Part of the stamp. Raise it with every change that changes the files: sets of other versions are not reused.
@@ -201,7 +201,7 @@ def _write_images(
     for index, plan in enumerate(plan_split(parameters, split)):
         image_id = FIRST_IMAGE_ID[split] + index
         pixels, drawn = draw_image(parameters, split, index, plan)
-        images.append(image_record(image_id, size, plan.negatives, list(plan.left_out)))
+        images.append(square_image_record(image_id, size, plan.negatives, list(plan.left_out)))
         write_image(folder / images[-1]["file_name"], pixels)
         visible = [shape for shape in drawn if shape.request.annotated]
         num_unannotated += len(drawn) - len(visible)

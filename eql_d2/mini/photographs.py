@@ -18,7 +18,7 @@ from eql_d2.data.classification import ImageSet, load_cifar
 from eql_d2.errors import InputError
 from eql_d2.mini.folder import STAMP, make_folder
 from eql_d2.mini.generate import FIRST_IMAGE_ID, whole_number
-from eql_d2.mini.records import annotation_record, category_records, image_record, info_record, write_image
+from eql_d2.mini.records import annotation_record, category_records, info_record, square_image_record, write_image
 from eql_d2.mini.shapes import SHAPES, pixel_coverage, textured_ground
 
 #: Part of the stamp, as of the generated set.
@@ -230,7 +230,7 @@ def _write_images(
         pixels, outlines = draw_photographs([photographs.records[i]["image"] for i in members], size, rng)
         absent = np.setdiff1d(np.arange(len(photographs.class_names)), labels[members])
         negatives = np.sort(rng.choice(absent, min(NEGATIVES_PER_IMAGE, len(absent)), replace=False)).tolist()
-        images.append(image_record(image_id, size, negatives, []))
+        images.append(square_image_record(image_id, size, negatives, []))
         write_image(folder / images[-1]["file_name"], pixels)
         for label, outline in zip(labels[members].tolist(), outlines):
             annotations.append(annotation_record(len(annotations) + 1, image_id, label, outline, size))

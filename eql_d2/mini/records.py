@@ -25,7 +25,7 @@ def info_record(description: str, version: int) -> Dict[str, Any]:
     }
 
 
-def image_record(
+def square_image_record(
     image_id: int, image_size: int, negatives: Sequence[int], not_exhaustive: Sequence[int]
 ) -> Dict[str, Any]:
     """Return the record of a square image.
