@@ -20,7 +20,10 @@ from eql_d2.planning.split import counted, frequent_enough, only_categories, spl
 
 CONFIG_FILE, PAGE_FILE, WEIGHTS_FILE = "config.yaml", "plan.html", "lite0.pkl"
 #: Of docs/results.md, as the evidence of :mod:`eql_d2.planning.advice`.
-PRETRAINED_EVIDENCE = ()
+PRETRAINED_EVIDENCE = (
+    "In so few iterations the weights make the difference between learning something and nothing of the photographs "
+    "that are trained on",
+)
 
 
 class Plan(NamedTuple):
