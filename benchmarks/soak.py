@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS: Dict[str, Callable[[argparse.Namespace], List[str]]] = {
     "fuzz": lambda args: ["-m", "tests.fuzz", "--files", str(args.files), "--seed", str(args.seed)],
     "kills": lambda args: ["benchmarks/soak_kills.py", "--kills", str(args.kills), "--seed", str(args.seed)],
+    "hosts": lambda args: ["benchmarks/soak_hosts.py"],
     "memory": lambda args: ["benchmarks/soak_memory.py", "--hours", str(args.hours), "--seed", str(args.seed)],
 }
 
