@@ -25,9 +25,6 @@ TIMEOUT = timedelta(hours=2)
 ALLOW_MISSING = "run the model even if MODEL.WEIGHTS lacks some of its parameters, which then stay as initialized"
 #: Seconds that ranks other than 0 leave to rank 0, and the launcher, before they report an error themselves.
 OTHER_RANKS_WAIT = 5.0
-#: Seconds that a rank whose connection to another one broke leaves to the launcher to end it. On several hosts torchrun
-#: must not start it again before it takes a host that is gone for dead, which is after three heartbeats of 5 seconds.
-LOST_CONNECTION_WAIT = 30.0
 
 
 def argument_parser():
@@ -157,7 +154,7 @@ def _guarded(main: Callable, args) -> None:
             raise
         if "onnection" in str(error):
             # Another process is gone. The launcher, which knows which, says so and ends this one meanwhile.
-            time.sleep(LOST_CONNECTION_WAIT)
+            time.sleep(OTHER_RANKS_WAIT)
         traceback.print_exc()
         _exit(1)
 
