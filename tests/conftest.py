@@ -1,6 +1,7 @@
 """Fixtures that several rooms of the tests share: a tiny LVIS-format data set and a tiny model's config."""
 
 import json
+import logging
 import os
 import resource
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ torch.set_num_threads(1)
 def _no_user_data_sets():
     """Keep the tests away from data sets that the machine happens to have."""
     os.environ.pop("DETECTRON2_DATASETS", None)
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_caplog(monkeypatch):
+    """A run of an earlier test has kept Detectron2's messages from the root logger, where pytest listens."""
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
 
 
 @contextmanager
