@@ -116,10 +116,12 @@ class Continuation(HookBase):
     def _metrics(self) -> Dict[str, Tuple[bool, List[List[float]]]]:
         """Return the last values of each metric that the writers smooth, and this iteration's of the others.
 
-        By name: whether it is smoothed; value and iteration.
+        By name: whether it is smoothed; value and iteration. None before the training has begun.
         """
-        storage = self.trainer.storage
-        kept = {}
+        storage = getattr(self.trainer, "storage", None)
+        kept: Dict[str, Tuple[bool, List[List[float]]]] = {}
+        if storage is None:
+            return kept
         for name, history in storage.histories().items():
             is_smoothed = storage.smoothing_hints()[name]
             values = [list(pair) for pair in history.values()[-_WINDOW if is_smoothed else -1 :]]

@@ -1,4 +1,7 @@
-"""Processes of a training, forked from the test's own: nothing is imported anew, and they can be killed."""
+"""Processes of a training that can be killed, forked from a server that has imported what they need, and no more.
+
+From the test's own process they would have copies of the threads' locks of an evaluation that ran in it, and wait for ever.
+"""
 
 import multiprocessing
 import traceback
@@ -8,13 +11,15 @@ from typing import Any, Callable, List
 import torch
 from detectron2.utils import comm
 
-FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["eql_d2.engine.trainer", "eql_d2.evaluation.evaluator", "tests.engine.kills"])
 
 
 def start_ranks(function: Callable[..., Any], world_size: int, meeting_place: Path, *args: Any) -> List[Any]:
     """Start ``function(*args)`` in as many processes, one gloo group, and return them.
 
     Args:
+        function: of a module, as the arguments are values that can be pickled.
         meeting_place: a file that is not there yet.
     """
     processes = [FORK.Process(target=_run, args=(function, rank, world_size, meeting_place, args))

