@@ -1,6 +1,6 @@
 """Processes of a training that can be killed, forked from a server that has imported what they need, and no more.
 
-From the test's own process they would have copies of the threads' locks of an evaluation that ran in it, and wait for ever.
+From the test's own process they would have copies of the locks of an evaluation's threads, and wait for ever.
 """
 
 import multiprocessing
