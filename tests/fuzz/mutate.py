@@ -218,8 +218,10 @@ def _tweak(container: Any, key: Any, value: Any, chance: random.Random, places: 
     if isinstance(value, bool) or value is None:
         container[key] = not value
     elif isinstance(value, (int, float)):
+        # An earlier change may have made an integer that no float holds.
+        small = value if isinstance(value, float) or abs(value) < 10**300 else 10**300
         container[key] = chance.choice(
-            [-value, value + 1, value - 1, value * 1000, value * 10**9, value / 3, float(value)]
+            [-value, value + 1, value - 1, value * 1000, value * 10**9, small / 3, float(small)]
         )
     elif isinstance(value, str):
         cut = chance.randrange(len(value) + 1)
