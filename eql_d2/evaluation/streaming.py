@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set
@@ -19,7 +20,7 @@ from eql_d2.files import FolderLock
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
 
-class StreamingEvaluator(DatasetEvaluator):
+class StreamingEvaluator(DatasetEvaluator, ABC):
     """Write predictions to disk as they come, then score the results file on the main process.
 
     Each process appends to a file of its own under ``output_dir/predictions``; nothing is gathered. ``output_dir`` must
@@ -60,6 +61,7 @@ class StreamingEvaluator(DatasetEvaluator):
         self.done: FrozenSet[int] = frozenset()
         self._processed: Set[int] = set()
 
+    @abstractmethod
     def detections_of(self, image: Dict[str, Any], instances: Instances) -> Sequence[Any]:
         """Return the detections of an image as the layout takes them.
 
@@ -67,19 +69,18 @@ class StreamingEvaluator(DatasetEvaluator):
             image: what the loader gave.
             instances: what the model gave for it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def listed_ids(self) -> Set[int]:
         """Return the ids of all images of the data set, as the loader gives them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, path: Path) -> Dict[str, Dict[str, float]]:
         """Score a results file and write the tables that go with it, on the main process.
 
         Returns:
             Metrics in percent by kind, NaN where there is no ground truth.
         """
-        raise NotImplementedError
 
     def reset(self, resume: bool = False, weights: str = "") -> None:
         """Start with no predictions, or, with ``resume``, with those that an interrupted evaluation left.

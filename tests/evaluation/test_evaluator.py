@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.structures import Boxes, Instances
-from pycocotools import mask as mask_util
-from torch import nn
 
 from eql_d2.config import AP_FIXED_DETECTIONS, get_cfg, load_config
 from eql_d2.data.frequency import CategoryFrequency
@@ -24,57 +21,7 @@ from eql_d2.errors import InputError
 from eql_d2.evaluation import COCOEvaluator, LVISEvaluator, build_evaluator, evaluate, evaluate_results
 from eql_d2.evaluation.build import fixed_detections_per_image
 from tests.conftest import full_disk
-from tests.evaluation.helpers import HEIGHT, WIDTH, make_detections, make_ground_truth
-
-CATEGORY_IDS = [3 * k + 2 for k in range(8)]
-
-
-class Replay(nn.Module):
-    """A model that returns recorded detections; it fails after ``budget`` images, as if it had been killed."""
-
-    def __init__(self, detections, budget=None, weight=1.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weight))
-        self._detections = detections
-        self.seen = []
-        self.budget = budget
-
-    def forward(self, batch):
-        outputs = []
-        for image in batch:
-            if self.budget is not None and len(self.seen) >= self.budget:
-                raise KeyboardInterrupt
-            self.seen.append(image["image_id"])
-            outputs.append({"instances": to_instances(self._detections, image["image_id"])})
-        return outputs
-
-
-def to_instances(detections, image_id):
-    """Return the detections of one image as a model gives them: corners, contiguous classes, bool masks."""
-    own = [record for record in detections if record["image_id"] == image_id]
-    boxes = torch.tensor([record["bbox"] for record in own]).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    instances = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(boxes))
-    instances.scores = torch.tensor([record["score"] for record in own], dtype=torch.float32)
-    instances.pred_classes = torch.tensor(
-        [CATEGORY_IDS.index(record["category_id"]) for record in own], dtype=torch.int64
-    )
-    if own and "segmentation" in own[0]:
-        masks = [mask_util.decode(record["segmentation"]) for record in own]
-        instances.pred_masks = torch.from_numpy(np.stack(masks)).bool()
-    return instances
-
-
-def make_loader(ground_truth):
-    """Return a test loader whose mapper records which images were read."""
-    records = [{"image_id": image["id"]} for image in ground_truth["images"]]
-    read = []
-
-    def mapper(record):
-        read.append(record["image_id"])
-        return record
-
-    return build_detection_test_loader(records, mapper=mapper, num_workers=0), read
+from tests.evaluation.helpers import CATEGORY_IDS, Replay, make_detections, make_ground_truth, make_loader
 
 
 @pytest.fixture
