@@ -196,14 +196,13 @@ def repeat_factors(cfg: CfgNode, dataset: Sequence[Record]) -> Tensor:
         )
     if node.REPEAT_EXPONENT < 0:
         raise InputError(f"MODEL.LONG_TAIL.REPEAT_EXPONENT is {node.REPEAT_EXPONENT}; it must be at least 0.")
-    images, labels = _labels_of_all(dataset, with_crowd=True)
-    num_labels = int(labels.max(initial=0)) + 1
-    frequency = images_of_labels(images, labels, num_labels) / max(len(dataset), 1)
+    images, labels, counts = _labels_and_counts(dataset)
+    frequency = counts / max(len(dataset), 1)
     if node.REPEAT_FREQUENCY == "geometric":
-        frequency = np.sqrt(frequency * np.bincount(labels, minlength=num_labels) / max(len(labels), 1))
+        frequency = np.sqrt(frequency * np.bincount(labels, minlength=len(counts)) / max(len(labels), 1))
     exponent = node.REPEAT_EXPONENT or (0.5 if cfg.DATALOADER.REPEAT_SQRT else 1.0)
     factors = np.ones(len(dataset))
-    np.maximum.at(factors, images, (repeat_threshold(cfg, dataset) / frequency[labels]) ** exponent)
+    np.maximum.at(factors, images, (_threshold(cfg, counts, len(dataset)) / frequency[labels]) ** exponent)
     return torch.from_numpy(factors).float()
 
 
@@ -221,10 +220,20 @@ def repeat_threshold(cfg: CfgNode, dataset: Sequence[Record]) -> float:
                 "'geometric'; set DATALOADER.REPEAT_THRESHOLD and REPEAT_TAIL_RATIO 0."
             )
         return cfg.DATALOADER.REPEAT_THRESHOLD
+    return _threshold(cfg, _labels_and_counts(dataset)[2], len(dataset))
+
+
+def _labels_and_counts(dataset: Sequence[Record]) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return image and label of each annotation, and the images of each label up to the highest that occurs.
+
+    Classes without an image are of no consequence to repeat factors: there may be more than there are labels.
+    """
     images, labels = _labels_of_all(dataset, with_crowd=True)
-    # Classes without an image are of no consequence here: the highest label may be below the number of classes.
-    counts = images_of_labels(images, labels, int(labels.max(initial=0)) + 1)
-    frequency = CategoryFrequency.from_counts(counts.tolist(), num_images=max(len(dataset), 1))
+    return images, labels, images_of_labels(images, labels, int(labels.max(initial=0)) + 1)
+
+
+def _threshold(cfg: CfgNode, counts: np.ndarray, num_images: int) -> float:
+    frequency = CategoryFrequency.from_counts(counts.tolist(), num_images=max(num_images, 1))
     ratio = cfg.MODEL.LONG_TAIL.REPEAT_TAIL_RATIO
     return frequency.tail_threshold(cfg.DATALOADER.REPEAT_THRESHOLD, ratio, "DATALOADER.REPEAT_THRESHOLD")
 
