@@ -1,4 +1,4 @@
-# make demo    install what is missing, generate the data, train five classifiers, print a table, draw a picture    (about 6 minutes, CPU)
+# make demo    install what is missing, generate the data, train five classifiers, print a table, draw a picture    (about 4 minutes, CPU)
 # make test    install what is missing, lint, unit tests, end-to-end tests
 # make docs    build/api/index.html, a page for each module from its docstrings
 # VENV=PATH uses (and completes) another virtual environment; a torch or Detectron2 that it has is kept.

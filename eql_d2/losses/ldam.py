@@ -30,7 +30,8 @@ class LabelDistributionAwareMarginLoss(SoftmaxColumns):
         frequency: counts of the training set.
         max_margin: margin of the rarest class.
         scale: factor of the logits.
-        reweight_after: steps without weights; -1 for no re-weighting at all. The step is in the checkpoint.
+        reweight_after: steps without weights; -1 for no re-weighting at all. The step is in the checkpoint. Each part
+            of an accumulated batch (``ACCUMULATE.PARTS``) is a step.
         beta: of the effective number of instances, in [0, 1).
         background: detection (K + 1 columns) or plain classification (K).
 
