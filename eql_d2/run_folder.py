@@ -48,7 +48,7 @@ class RunFolder:
         results_file: every metric of the evaluations, and what makes them repeatable.
         frequency_file: the counts of the training set that the loss used.
         gradients_file: sums of the :class:`~eql_d2.engine.gradient_hook.GradientHook`.
-        statistics_file: logit statistics, where calibration is not told another place.
+        statistics_files: what calibrations need, by what it is measured of, where they are not told another place.
         thresholds_file: operating thresholds of the classes, by eql-d2 thresholds.
         console_file: what the processes said that another one started.
     """
@@ -64,7 +64,10 @@ class RunFolder:
         self.results_file = self.folder / "results.json"
         self.frequency_file = self.folder / "category_frequency.json"
         self.gradients_file = self.folder / "training_gradients.csv"
-        self.statistics_file = self.folder / "logit_statistics.pth"
+        self.statistics_files = {
+            "logits": self.folder / "logit_statistics.pth",
+            "boxes": self.folder / "fractal_dimensions.pth",
+        }
         self.thresholds_file = self.folder / "thresholds.json"
         self.console_file = self.folder / "console.txt"
 

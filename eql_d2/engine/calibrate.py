@@ -30,7 +30,9 @@ from eql_d2.run_folder import RunFolder
 def calibrate_parser() -> ArgumentParser:
     """Return Detectron2's argument parser with the data set, the number of images and the file to write."""
     parser = argument_parser()
-    parser.add_argument("--output", metavar="FILE", help="default: logit_statistics.pth in OUTPUT_DIR")
+    parser.add_argument(
+        "--output", metavar="FILE", help="default: logit_statistics.pth or fractal_dimensions.pth in OUTPUT_DIR"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="a registered data set; default: the first of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=0, metavar="N", help="at most N; 0: all")
     return parser
@@ -70,7 +72,7 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
         raise InputError("DATASETS.TRAIN is empty; name a data set by --dataset.")
     if args.max_images < 0:
         raise InputError(f"--max-images is {args.max_images}; it must be 0 (all) or more.")
-    output = Path(args.output or RunFolder(cfg.OUTPUT_DIR).statistics_file)
+    output = Path(args.output or RunFolder(cfg.OUTPUT_DIR).statistics_files[statistics_of])
     if statistics_of == "boxes":
         return _write_dimensions(cfg, dataset, args.max_images, output)
     model = load_trained_model(cfg, args.resume, "Calibration", args.allow_missing)

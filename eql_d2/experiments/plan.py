@@ -23,6 +23,7 @@ from eql_d2.data.builtin import (
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import TRAIN
 from eql_d2.experiments.spec import PREPARATION_SEED, Table, TableRow
+from eql_d2.losses import CALIBRATION_REGISTRY
 from eql_d2.run_folder import RunFolder
 
 PACKAGE = Path(eql_d2.__file__).resolve().parent
@@ -128,7 +129,8 @@ class PlannedRun:
             return [[*TRAIN, *flags, "--resume", *opts]]
         commands = []
         if self.row.calibrate:
-            statistics = str(RunFolder(folder).statistics_file)
+            calibration = CALIBRATION_REGISTRY.get(self.cfg.MODEL.LONG_TAIL.CALIBRATION.NAME)
+            statistics = str(RunFolder(folder).statistics_files[calibration.statistics_of])
             commands.append([*CALIBRATE, *flags, "--output", statistics, *opts])
             opts = [*opts, self._statistics_key, statistics]
         return [*commands, [*TRAIN, *flags, "--eval-only", *opts]]

@@ -11,6 +11,7 @@ import numpy as np
 
 from eql_d2.data.frequency import PROPER_RANGE, USUAL_TAIL_RATIO
 from eql_d2.errors import InputError
+from eql_d2.losses import default_settings
 from eql_d2.planning.facts import SIZE_BOUNDS, DatasetFacts
 
 #: Below this factor between the most and the least frequent class nothing is called a tail.
@@ -22,6 +23,8 @@ BATCH = 4
 EVALUATIONS = 5
 #: The learning rate of 16 images (Goyal et al., arXiv 1706.02677: it goes with the batch).
 BASE_LR, BASE_BATCH = 0.02, 16
+#: EQL's own lambda, made for LVIS.
+LVIS_LAMBDA = default_settings("EQL")["lambda_"]
 #: LVIS's cap on the detections of an image.
 CAP = 300
 #: Shorter side of a training image: that of the images, at most the first; at most the second for small objects.
@@ -121,8 +124,8 @@ def _tail(facts: DatasetFacts) -> Tuple[List[Advice], Advice]:
         f"{threshold:.4g}, by TAIL_RATIO {USUAL_TAIL_RATIO}",
         {"MODEL.LONG_TAIL.EQL.TAIL_RATIO": USUAL_TAIL_RATIO},
         f"{frequency.describe_tail(threshold)}, {proper}. It is chosen anew from the counts when the data changes; the "
-        f"same ratio gives the threshold of repeat-factor sampling. (LVIS's own 0.00176 takes in "
-        f"{frequency.describe_tail(1.76e-3).split('takes in ')[1]}.)",
+        f"same ratio gives the threshold of repeat-factor sampling. (LVIS's own {LVIS_LAMBDA} takes "
+        f"in {frequency.describe_tail(LVIS_LAMBDA).split('takes in ')[1]}.)",
         ("It rises until the tail holds the common classes and then falls",),
     )
     others = Advice(

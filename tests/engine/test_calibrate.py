@@ -168,6 +168,7 @@ def test_dimensions_of_boxes_need_no_weights(lvis_folder):
     """Written by the one command, read by the other, and other scores than without."""
     path = write_config(lvis_folder, "Mask-R-CNN-FPN", "MODEL.LONG_TAIL.CALIBRATION.NAME", "FRACAL")
     (file,) = collected(path)
+    assert file.name == "fractal_dimensions.pth"
     dimensions = torch.load(file)["fractal_dimension"]
     assert len(dimensions) == NUM_CLASSES and ((dimensions >= 1) & (dimensions <= 2)).all()
     statistics = ["MODEL.LONG_TAIL.CALIBRATION.FRACAL.STATISTICS", str(file)]
