@@ -73,7 +73,7 @@ def test_thresholds_hold_for_all_that_is_written(lvis_folder, command):
     points = {"objects": 1, "precision": 1.0, "recall": 1.0, "source": "own"}
     values = [least if i + 1 == category else 1.01 for i in range(NUM_CLASSES)]
     classes = [{"id": i + 1, "name": f"class_{i}", "threshold": value, **points} for i, value in enumerate(values)]
-    content = {"criterion": "f1", "precision": None, "iou_type": "bbox", "iou": 0.5, "pooled": 0.5, "classes": classes}
+    content = {"precision": None, "iou_type": "bbox", "iou": 0.5, "pooled": 0.5, "classes": classes}
     (lvis_folder / "thresholds.json").write_text(json.dumps(content))
     run(command, lvis_folder, "--results", lvis_folder / "some.json")
     some = json.loads((lvis_folder / "some.json").read_text())

@@ -16,8 +16,6 @@ from eql_d2.evaluation.reference_backend import coco_evaluator, lvis_evaluator
 from eql_d2.evaluation.results_file import Results, source_name, with_encoded_masks
 from eql_d2.files import write_whole
 
-#: What is best of a class, or is to be reached.
-CRITERIA = ("f1", "precision")
 #: A threshold that no score reaches.
 _NONE = 1.01
 
@@ -50,14 +48,12 @@ class Thresholds:
     """Operating points of all classes, in the order of their labels ``0..K-1``.
 
     Attributes:
-        criterion: one of :data:`CRITERIA`.
-        precision: that is to be reached, with "precision".
+        precision: that is to be reached; ``None`` if F1 is to be the best.
         iou_type: "bbox" or "segm", and ``iou``: from which a detection matches an object.
         pooled: the threshold of all classes together.
         classes: K points.
     """
 
-    criterion: str
     precision: Optional[float]
     iou_type: str
     iou: float
@@ -145,8 +141,7 @@ def fit_thresholds(
                 "own" if is_own else "pooled",
             )
         )
-    criterion = "f1" if precision is None else "precision"
-    return Thresholds(criterion, precision, iou_type, iou, pooled, tuple(points))
+    return Thresholds(precision, iou_type, iou, pooled, tuple(points))
 
 
 def _judge(

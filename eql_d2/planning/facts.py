@@ -37,7 +37,6 @@ class DatasetFacts:
         without_annotations: images that show no annotated object.
         missing_files: image files that are not there.
         objects: float ``[A]``, of each object that is no crowd: the square root of its box's area in pixels.
-        short_sides: float ``[A]``, the shorter side of its image in pixels.
         objects_of_image: int ``[N]``, objects of each image.
         image_sides: int ``[N, 2]``, shorter and longer side of each image in pixels.
         with_mask: share of the objects that have a polygon or a mask.
@@ -51,7 +50,6 @@ class DatasetFacts:
     without_annotations: int
     missing_files: int
     objects: np.ndarray
-    short_sides: np.ndarray
     objects_of_image: np.ndarray
     image_sides: np.ndarray
     with_mask: float
@@ -90,7 +88,6 @@ class DatasetFacts:
             without_annotations=int((number == 0).sum()),
             missing_files=sum(not os.path.isfile(path_of(image_record(image))) for image in content.images),
             objects=np.sqrt([max(one.bbox[2] * one.bbox[3], 0.0) for one in flat]),
-            short_sides=np.repeat(sides[:, 0], number).astype(float),
             objects_of_image=number,
             image_sides=sides,
             with_mask=masked / len(flat),
