@@ -67,13 +67,13 @@ def match_classes(cfg: CfgNode, model: nn.Module, state: Dict[str, Any]) -> None
             f"of one of the {len(known)} of MODEL.LONG_TAIL.INIT_CLASSES {source} ({', '.join(known[:3])}, ...)."
         )
     rows = _Rows(list(found), list(found.values()), len(wanted), len(known))
-    matched = 0
+    targets, matched = model.state_dict(), 0
     for key in list(state):
         name = key[len("module.") :] if key.startswith("module.") else key
         if "classifier_loss." in name:
             del state[key]
             continue
-        target = model.state_dict().get(name)
+        target = targets.get(name)
         if target is None:
             continue
         value = torch.as_tensor(state[key])
