@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from eql_d2.errors import InputError
 from eql_d2.files import whole_file, write_whole
+from eql_d2.modeling import LongTailRetinaNet
 from eql_d2.modeling.postprocessing import TRACED_CANDIDATES_PER_DETECTION
 from eql_d2.predictor import Predictor
 
@@ -66,7 +67,7 @@ def export_detector(predictor: Predictor, image: np.ndarray, output: Union[str, 
     any.
 
     Args:
-        predictor: on the CPU, of an R-CNN (Faster, Mask, Cascade).
+        predictor: on the CPU, of an R-CNN (Faster, Mask, Cascade) or a RetinaNet.
         image: an example, uint8 BGR ``[H, W, 3]``, with detections.
         output: ``FILE.onnx`` or ``FILE.ts``.
 
@@ -76,9 +77,11 @@ def export_detector(predictor: Predictor, image: np.ndarray, output: Union[str, 
     output = Path(output)
     if output.suffix not in SUFFIXES:
         raise InputError(f"--output {output} must end in .onnx (ONNX Runtime) or .ts (TorchScript).")
-    if not isinstance(predictor.model, GeneralizedRCNN):
+    if not isinstance(predictor.model, (GeneralizedRCNN, LongTailRetinaNet)):
         kind = predictor.cfg.MODEL.META_ARCHITECTURE
-        raise InputError(f"MODEL.META_ARCHITECTURE is {kind}; detectors of the R-CNN family alone can be exported.")
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE is {kind}; what can be exported is the R-CNN family and LongTailRetinaNet."
+        )
     example = predictor.example(image)["image"]
     adapter = TracingAdapter(predictor.model, [{"image": example}], _detect).eval()
     if not len(adapter(example)[0]):

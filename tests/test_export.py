@@ -117,8 +117,26 @@ def test_what_cannot_be_exported(lvis_folder):
     predictor = predictor_of(lvis_folder, "Mask-R-CNN-FPN", "SIGMOID", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0)
     with pytest.raises(InputError, match=r"finds nothing in the first image"):
         export.export_detector(predictor, images_of((64, 64))[0], lvis_folder / "model.ts")
-    cfg = retinanet_config(lvis_folder)
-    torch.save({"model": Trainer.build_model(cfg).state_dict()}, lvis_folder / "retinanet.pth")
-    with pytest.raises(InputError, match=r"META_ARCHITECTURE is LongTailRetinaNet; .* R-CNN family alone"):
-        one_stage = Predictor(cfg, weights=str(lvis_folder / "retinanet.pth"))
-        export.export_detector(one_stage, images_of((64, 64))[0], lvis_folder / "model.ts")
+
+
+@pytest.mark.parametrize("suffix, improved, loss", [(".onnx", True, "EFL"), (".ts", False, "SIGMOID")])
+def test_one_stage(lvis_folder, suffix, improved, loss):
+    needs(suffix)
+    cfg = retinanet_config(lvis_folder, loss, improved, "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96)
+    register_from_config(cfg)
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg)
+    with torch.no_grad():
+        model.head.cls_score.weight.normal_(std=0.03)
+    torch.save({"model": model.state_dict()}, lvis_folder / "model.pth")
+    predictor = Predictor(cfg, weights=str(lvis_folder / "model.pth"))
+    first, *others = images_of(*IMAGES)
+    path = lvis_folder / f"model{suffix}"
+    export.export_detector(predictor, first, path)
+    comparison = export.compare_detector(predictor, [first, *others], path)
+    assert comparison.detections > 50 and comparison.at_the_cut == 0
+    # Of an image in its own size, they are what the model returns.
+    (found,) = predictor.model.inference([predictor.example(first)], do_postprocess=False)
+    (returned,) = predictor.model.inference([predictor.example(first)])
+    assert torch.equal(found.pred_boxes.tensor, returned["instances"].pred_boxes.tensor) and len(found) > 5
+    assert torch.equal(found.scores, returned["instances"].scores)

@@ -126,9 +126,7 @@ def traced_inference(
     """Do the same within a trace, which cannot hold rounds whose number depends on the scores: in one round.
 
     The ``topk`` best boxes after NMS over the ``TRACED_CANDIDATES_PER_DETECTION * topk`` best are those of all boxes
-    if as many survive, or no more are above the threshold. Classes are kept apart by shifting each to a place of its
-    own in a square of places, whose side is the root of their number: the corners are rounded a little less coarsely
-    than in ``torchvision.ops.batched_nms``, which puts them in a row. Values that are not finite are not looked for.
+    if as many survive, or no more are above the threshold. Values that are not finite are not looked for.
 
     Arguments and result: :func:`fast_rcnn_inference_single_image`.
     """
@@ -140,11 +138,8 @@ def traced_inference(
     rows, classes = above[order, 0], above[order, 1]
     clipped = Boxes(boxes[rows] if boxes.shape[1] == 4 else boxes.view(boxes.shape[0], -1, 4)[rows, classes])
     clipped.clip(image_shape)
-    side = math.ceil(math.sqrt(int(scores.shape[1])))
-    place = torch.stack([classes % side, torch.div(classes, side, rounding_mode="floor")], dim=1)
     extent = torch.stack([torch.as_tensor(side_of_image) for side_of_image in image_shape]).max() + 1
-    shifted = clipped.tensor + (place * extent.to(boxes.device)).repeat(1, 2)
-    keep = nms(shifted, values[order], nms_thresh)
+    keep = traced_nms(clipped.tensor, values[order], classes, int(scores.shape[1]), extent, nms_thresh)
     if topk_per_image >= 0:
         keep = keep[:topk_per_image]
     result = Instances(image_shape)
@@ -152,6 +147,32 @@ def traced_inference(
     result.scores = values[order][keep]
     result.pred_classes = classes[keep]
     return result, rows[keep]
+
+
+def traced_nms(
+    boxes: Tensor, scores: Tensor, classes: Tensor, num_classes: int, extent: Tensor, nms_thresh: float
+) -> Tensor:
+    """Apply NMS to each class within a trace.
+
+    Classes are kept apart by shifting each to a place of its own in a square of places, whose side is the root of their
+    number: the corners are rounded a little less coarsely than in ``torchvision.ops.batched_nms``, which puts them in a
+    row.
+
+    Args:
+        boxes: ``[m, 4]``.
+        scores: ``[m]``.
+        classes: int64 ``[m]``, less than ``num_classes``.
+        num_classes: number of places.
+        extent: scalar, more than what lies between the leftmost and the rightmost corner, and the uppermost and the
+            lowermost.
+        nms_thresh: as in :func:`fast_rcnn_inference_single_image`.
+
+    Returns:
+        int64 indices of the boxes that survive, best first.
+    """
+    side = math.ceil(math.sqrt(num_classes))
+    place = torch.stack([classes % side, torch.div(classes, side, rounding_mode="floor")], dim=1)
+    return nms(boxes + (place * extent.to(boxes.device)).repeat(1, 2), scores, nms_thresh)
 
 
 class Candidates:

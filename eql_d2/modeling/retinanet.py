@@ -21,6 +21,7 @@ from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY, ClassifierLoss
 from eql_d2.losses.state import mean_count_over_ranks
 from eql_d2.modeling.assignment import atss
 from eql_d2.modeling.build import build_classifier_loss_from_config
+from eql_d2.modeling.postprocessing import traced_nms
 from eql_d2.modeling.rcnn import verified_classes
 from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
 
@@ -246,11 +247,39 @@ class LongTailRetinaNet(RetinaNet):
                 for level, of_level in enumerate(anchors)
             ]
             scores, classes, boxes = (torch.cat(parts) for parts in zip(*levels))
-            keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
+            if torch.jit.is_tracing():
+                # Boxes may lie outside of the image; the zeros are for an image without any.
+                corners = torch.cat([boxes, boxes.new_zeros(1, 4)])
+                extent = corners.max() - corners.min() + 1
+                keep = traced_nms(boxes, scores, classes, self.num_classes, extent, self.test_nms_thresh)
+            else:
+                keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)
+            keep = keep[: self.max_detections_per_image]
             result = Instances(image_size)
             result.pred_boxes, result.scores, result.pred_classes = Boxes(boxes[keep]), scores[keep], classes[keep]
             results.append(result)
         return results
+
+    def inference(self, batched_inputs: List[Dict[str, Tensor]], do_postprocess: bool = True):
+        """Detect, as ``GeneralizedRCNN.inference`` does.
+
+        Args:
+            batched_inputs: as for :meth:`forward`.
+            do_postprocess: as :meth:`forward` does, resize boxes to the size of the original image; otherwise they stay
+                in pixels of the input, clipped to it, and those that lie outside are left out.
+
+        Returns:
+            A list with ``Instances`` of each image, in a dict with the key ``instances`` after post-processing.
+        """
+        if do_postprocess:
+            return self.forward(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        features = [features[name] for name in self.head_in_features]
+        results = self.forward_inference(images, features, self.head(features))
+        for result in results:
+            result.pred_boxes.clip(result.image_size)
+        return [result[result.pred_boxes.nonempty()] for result in results]
 
     def _level_candidates(
         self, anchors: Boxes, logits: Tensor, deltas: Tensor, quality: Optional[Tensor] = None
@@ -263,16 +292,18 @@ class LongTailRetinaNet(RetinaNet):
             deltas: ``[A * 4, H, W]``.
             quality: ``[A, H, W]`` logits, if the model predicts any.
         """
-        num_anchors = deltas.shape[0] // 4
+        num_anchors = int(deltas.shape[0]) // 4
         logits = logits.view(num_anchors, self.num_classes, -1)
-        step = max(SCORES_AT_ONCE // self.num_classes, 1)
+        # A trace cannot hold pieces whose number depends on the image.
+        step = max(SCORES_AT_ONCE // self.num_classes, 1) if not torch.jit.is_tracing() else None
         best = (logits.new_zeros(0, dtype=torch.float32), logits.new_zeros(0, dtype=torch.int64))
         for a in range(num_anchors):
-            for start in range(0, logits.shape[2], step):
-                scores = self.classifier_loss.scores(logits[a, :, start : start + step].t())[:, : self.num_classes]
+            for start in range(0, logits.shape[2], step) if step else [0]:
+                piece = slice(start, start + step if step else None)
+                scores = self.classifier_loss.scores(logits[a, :, piece].t())[:, : self.num_classes]
                 if quality is not None:
-                    part = quality[a].flatten()[start : start + step]
-                    scores = scores * torch.sigmoid(part.to(scores.dtype)).unsqueeze(1)
+                    of_boxes = quality[a].flatten()[piece].to(scores.dtype)
+                    scores = scores * torch.sigmoid(of_boxes).unsqueeze(1)
                 best = self._merge(best, scores, start, a, num_anchors)
         scores, position = best
         anchor = torch.div(position, self.num_classes, rounding_mode="floor")
@@ -292,7 +323,10 @@ class LongTailRetinaNet(RetinaNet):
         found, found_position = scores[row, label], ((row + start) * num_anchors + a) * self.num_classes + label
         values = torch.cat([best[0].to(found.dtype), found])
         positions = torch.cat([best[1], found_position])
-        kept = values.topk(min(self.test_topk_candidates, len(values)))[1]
+        if torch.jit.is_tracing():  # how many there are is not known
+            kept = values.argsort(descending=True)[: self.test_topk_candidates]
+        else:
+            kept = values.topk(min(self.test_topk_candidates, len(values)))[1]
         return values[kept], positions[kept]
 
 
