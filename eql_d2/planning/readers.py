@@ -1,6 +1,6 @@
 """Annotations as people have them: a json in COCO or LVIS format, YOLO's label files, Pascal VOC's XML files.
 
-The latter two are read by globox and become a json in COCO format; boxes alone, as globox reads no masks.
+The latter two are read by globox and become a json in COCO format, with the polygons of YOLO, which globox leaves out.
 """
 
 import os
@@ -17,6 +17,9 @@ from eql_d2.errors import InputError
 #: Image files that lie in a folder of YOLO.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _YOLO_LIST = "a data.yaml of YOLO with 'train' (and 'val', 'names'), as ultralytics writes it"
+
+#: Of each image by its name, a polygon in pixels for each object, or ``None``.
+Polygons = Dict[str, List[Optional[List[float]]]]
 
 
 class Split(NamedTuple):
@@ -80,8 +83,8 @@ def _read_yolo(path: Path) -> Tuple[Split, Optional[Split]]:
             # As it is, unless "..", an absolute path or a link leads out of it: file names start at one folder.
             resolved = root.resolve()
             images = root if all(resolved in (one, *one.parents) for one in folders) else _common(resolved, folders)
-            annotations = _yolo_images(images, folders, names)
-            splits[key] = Split(_coco(annotations, [names[label] for label in sorted(names)]), images)
+            annotations, polygons = _yolo_images(images, folders, names)
+            splits[key] = Split(_coco(annotations, [names[label] for label in sorted(names)], polygons), images)
     return splits["train"], splits.get("val")
 
 
@@ -93,9 +96,9 @@ def _yolo_folder(root: Path, entry: str, listed_in: Path) -> Path:
     raise InputError(f"{listed_in} lists the image folder {entry}, which is not below {root}; it should be.")
 
 
-def _yolo_images(root: Path, folders: Iterable[Path], names: Dict[int, str]) -> List[Any]:
+def _yolo_images(root: Path, folders: Iterable[Path], names: Dict[int, str]) -> Tuple[List[Any], Polygons]:
     globox = _import_globox()
-    annotations = []
+    annotations, polygons = [], {}
     for folder in folders:
         parts = list(folder.parts)
         if "images" not in parts:
@@ -109,20 +112,39 @@ def _yolo_images(root: Path, folders: Iterable[Path], names: Dict[int, str]) -> 
                 annotations.append(globox.Annotation(name, size, []))
                 continue
             try:
-                one = globox.Annotation.from_yolo_v5(file, image_size=size, image_id=name)
+                lines = [line for line in file.read_text().splitlines() if line.strip()]
+                one = globox.Annotation(name, size, [_yolo_box(line, size) for line in lines])
+                polygons[name] = [_yolo_polygon(line, size) for line in lines]
                 one.map_labels({str(label): class_name for label, class_name in names.items()})
                 unknown = {box.label for box in one.boxes} - set(names.values())
-            except (globox.errors.ParsingError, ValueError) as error:
+            except (globox.errors.ParsingError, ValueError, AssertionError) as error:  # globox asserts what it reads
                 raise InputError(
-                    f"{file} cannot be read ({error}); a line holds a label and the box as x, y, width, height, shares "
-                    f"of the image. Polygons (YOLO segmentation) are to be converted to COCO's json first."
+                    f"{file} cannot be read ({' '.join(str(error).split())}); a line holds a label and the box as x, "
+                    f"y, width, height, or a polygon as x, y, x, y, ... of three points or more, shares of the image."
                 ) from None
             if unknown:
                 raise InputError(f"{file} has the label {sorted(unknown)[0]}, which is not among the names.")
             annotations.append(one)
     if not annotations:
         raise InputError(f"{', '.join(map(str, folders))}: there is no image.")
-    return annotations
+    return annotations, polygons
+
+
+def _is_polygon(line: str) -> bool:
+    """A line of a box has a label, four numbers, and perhaps a score."""
+    return len(line.split()) > 6
+
+
+def _yolo_box(line: str, size: Tuple[int, int]) -> Any:
+    of_line = _import_globox().BoundingBox
+    return (of_line.from_yolo_seg if _is_polygon(line) else of_line.from_yolo_v5)(line, image_size=size)
+
+
+def _yolo_polygon(line: str, size: Tuple[int, int]) -> Optional[List[float]]:
+    """Return x, y, x, y, ... in pixels, within the image of (width, height), or ``None`` for a box."""
+    if not _is_polygon(line):
+        return None
+    return [min(max(float(share), 0.0), 1.0) * size[i % 2] for i, share in enumerate(line.split()[1:])]
 
 
 def _read_voc(folder: Path, images: Optional[PathLike]) -> Split:
@@ -147,19 +169,21 @@ def _read_voc(folder: Path, images: Optional[PathLike]) -> Split:
     return Split(_coco(annotations, names), root)
 
 
-def _coco(annotations: Sequence[Any], names: Sequence[str]) -> Dict[str, Any]:
+def _coco(annotations: Sequence[Any], names: Sequence[str], polygons: Optional[Polygons] = None) -> Dict[str, Any]:
     """Return globox's annotations as the content of a json in COCO format, with category ids from 1."""
     ids = {name: label + 1 for label, name in enumerate(names)}
     images, objects = [], []
     for image_id, one in enumerate(sorted(annotations, key=lambda one: one.image_id), 1):
         width, height = one.image_size
         images.append({"id": image_id, "file_name": one.image_id, "width": width, "height": height})
-        for box in one.boxes:
+        of_image = (polygons or {}).get(one.image_id) or [None] * len(one.boxes)
+        for box, polygon in zip(one.boxes, of_image):
             # What labels rounded over the border is cut off, as everything that reads them does.
             left, top = max(box.xmin, 0.0), max(box.ymin, 0.0)
             x, y, w, h = left, top, min(box.xmax, width) - left, min(box.ymax, height) - top
             entry = {"id": len(objects) + 1, "image_id": image_id, "category_id": ids[box.label], "iscrowd": 0}
-            objects.append({**entry, "bbox": [x, y, w, h], "area": w * h})
+            mask = {} if polygon is None else {"segmentation": [polygon]}
+            objects.append({**entry, "bbox": [x, y, w, h], "area": w * h, **mask})
     return {
         "images": images,
         "annotations": objects,

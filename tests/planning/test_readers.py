@@ -39,11 +39,23 @@ def test_yolo_with_images_beside_the_folder_of_the_list(yolo):
     assert [image["file_name"] for image in val.content["images"]] == ["images/val/c.png"]
 
 
+def test_yolo_polygons(yolo):
+    (yolo / "labels/train/a.txt").write_text("1 0.1 0.2 0.5 0.2 0.5 1.2\n\n0 0.5 0.5 0.5 0.5\n")
+    train, _ = read_split(yolo)
+    width, height = (train.content["images"][0][side] for side in ("width", "height"))
+    triangle, box = train.content["annotations"]
+    corners = [0.1 * width, 0.2 * height, 0.5 * width, 0.2 * height, 0.5 * width, height]
+    assert triangle["segmentation"] == [pytest.approx(corners)]
+    assert triangle["bbox"] == pytest.approx([0.1 * width, 0.2 * height, 0.4 * width, 0.8 * height])
+    assert "segmentation" not in box and (triangle["category_id"], box["category_id"]) == (2, 1)
+
+
 def test_yolo_that_cannot_be_read(yolo):
     labels = yolo / "labels/train/a.txt"
     for text, words in (
         ("7 0.5 0.5 0.1 0.1", "a.txt has the label 7, which is not among the names"),
-        ("0 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2", r"a\.txt cannot be read.*Polygons .* are to be converted"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.2 0.1", r"a\.txt cannot be read.*odd number.*or a polygon as x, y, x, y"),
+        ("0 0.5 0.5 -0.1 0.1", "a.txt cannot be read .*greater than"),
         ("0 0.5 x 0.1 0.1", "a.txt cannot be read"),
     ):
         labels.write_text(text)
