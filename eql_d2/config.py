@@ -162,6 +162,11 @@ def add_eql_config(cfg: CN) -> None:
     # Predict the overlap (IoU) of each box with its object: it weights the box loss, GIoU, and multiplies the scores.
     node.RETINANET.QUALITY = False
 
+    node.TTA = CN()
+    # With TEST.AUG.ENABLED: whether the mask probabilities of a box are averaged over all views, or those of the plain
+    # image (INPUT.MIN_SIZE_TEST) alone, "multi-scale boxes without multi-scale masks".
+    node.TTA.MASKS = True
+
     node.TAU_NORM = CN()
     # tau-normalisation of a trained classifier at test time: each class's weights are divided by their norm to this
     # power, and its bias is dropped. In [0, 1]; 0 is off. It comes before CALIBRATION.

@@ -12,7 +12,6 @@ from unittest.mock import patch
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import print_csv_format
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 import eql_d2.modeling  # noqa: F401  (registers the heads)
@@ -35,6 +34,7 @@ from eql_d2.engine.setup import frees_output_dir
 from eql_d2.engine.writers import external_writers
 from eql_d2.errors import InputError
 from eql_d2.evaluation import build_evaluator, evaluate
+from eql_d2.modeling.test_time_augmentation import TestTimeAugmentation, check_augmentable
 from eql_d2.run_folder import RunFolder, describe_experiment
 
 logger = logging.getLogger("detectron2.eql_d2")
@@ -193,6 +193,8 @@ class Trainer(DefaultTrainer):
         check_protocol(cfg)
         model = super().build_model(cfg)
         freeze(model, cfg.MODEL.LONG_TAIL.TRAINABLE)
+        if cfg.TEST.AUG.ENABLED:
+            check_augmentable(cfg, model)
         return model
 
     @classmethod
@@ -242,15 +244,21 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg, model) -> Dict[str, Any]:
-        """Evaluate with test-time augmentation (``TEST.AUG``); the metrics get the suffix ``_TTA``."""
+        """Evaluate with test-time augmentation (``TEST.AUG``); the metrics get the suffix ``_TTA``.
+
+        Images come from the loader as they are in their files, so that each scale is resized once. An evaluation that
+        was interrupted goes on as in :meth:`test`.
+        """
         logger.info("Running inference with test-time augmentation ...")
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-            model = model.module
+        augmented = TestTimeAugmentation(cfg, model)
         folder = RunFolder(cfg.OUTPUT_DIR)
         evaluators = [
             cls.build_evaluator(cfg, name, folder.inference_folder(name, augmented=True)) for name in cfg.DATASETS.TEST
         ]
-        results = cls._evaluate(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        unresized = cfg.clone()
+        unresized.defrost()
+        unresized.INPUT.MIN_SIZE_TEST = 0
+        results = cls._evaluate(unresized, augmented, evaluators)
         results = OrderedDict((f"{key}_TTA", value) for key, value in results.items())
         if comm.is_main_process():
             RunFolder(cfg.OUTPUT_DIR).write_results(describe_experiment(cfg, model), results)

@@ -12,6 +12,7 @@ from eql_d2.data.builtin import register_from_config
 from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.finite import CPUAutocastTrainer, FiniteTrainer
 from eql_d2.engine.trainer import Trainer
+from eql_d2.modeling.test_time_augmentation import TestTimeAugmentation
 from eql_d2.run_folder import RunFolder
 from tests.conftest import tiny_config
 from tests.engine.test_bad_input import run_tiny
@@ -121,3 +122,36 @@ def test_after_a_divergence_the_last_checkpoint_is_gone_on_from(lvis_folder, mon
     assert (lvis_folder / "output" / "last_checkpoint").read_text() == "model_0000001.pth"
     run_tiny(lvis_folder, *options, resume=True)
     assert RunFolder(lvis_folder / "output").has_finished()
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_an_evaluation_that_was_interrupted_goes_on_at_the_next_image(lvis_folder, monkeypatch, augmented):
+    """With test-time augmentation as without: no image is computed twice, and the results are the same."""
+    options = ["TEST.AUG.MIN_SIZES", (48, 64), "TEST.AUG.MAX_SIZE", 64, "MODEL.WEIGHTS", ""]
+    cfg = tiny_config(lvis_folder, "Cascade-Mask-R-CNN-FPN", "EQL", *options)
+    register_from_config(cfg)
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg)
+    test = Trainer.test_with_TTA if augmented else Trainer.test
+    expected = test(cfg, model)
+    file = RunFolder(cfg.OUTPUT_DIR).inference_folder(cfg.DATASETS.TEST[0], augmented) / "lvis_instances_results.json"
+    whole, seen = file.read_bytes(), []
+    kind = TestTimeAugmentation if augmented else type(model)
+    forward = kind.forward
+
+    def stopped_after(count):
+        def looked_at(self, inputs):
+            if len(seen) == count:
+                raise KeyboardInterrupt
+            seen.append(inputs[0]["image_id"])
+            return forward(self, inputs)
+
+        return looked_at
+
+    monkeypatch.setattr(kind, "forward", stopped_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        test(cfg, model)
+    file.unlink()
+    monkeypatch.setattr(kind, "forward", stopped_after(9))
+    assert repr(test(cfg, model)) == repr(expected)
+    assert seen == [1, 2, 3, 4] and file.read_bytes() == whole
