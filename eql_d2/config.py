@@ -70,6 +70,17 @@ def add_eql_config(cfg: CN) -> None:
     # Detections of an image that AP counts on LVIS-format sets, LVIS's 300, however many the model returns.
     node.AP_CAP = 300
 
+    node.IGNORED = CN()
+    # Boxes under which nothing is background in training, mappings each: dataset (of DATASETS.TRAIN), json (in LVIS or
+    # COCO format, of the same images) and, if wanted, categories (names; all by default) and match ("id", or
+    # "file_name"). As in {dataset: lvis_v0.5_train, json: coco/annotations/instances_train2017.json}.
+    node.IGNORED.BOXES = []
+    # The same for the crowd regions and group-of boxes of the training sets themselves.
+    node.IGNORED.CROWD = False
+    # An anchor or proposal that is no object's is left out of the sample if an ignored box covers this share of its
+    # area. The paper gives no number; this one is ours.
+    node.IGNORED.THRESHOLD = 0.5
+
     node.OPEN_IMAGES = CN()
     # Data sets in the format of Open Images to register, mappings each: name, boxes, classes, images (a folder) and, if
     # there are any, image_labels and hierarchy, see datasets/README.md. Relative paths start at $DETECTRON2_DATASETS.

@@ -68,6 +68,11 @@ def test_the_training_page_states_every_key_with_its_default():
     assert stated_in(ROOT / "docs" / "training.md") == {key: repr(default_of(key)) for key in expected}
 
 
+def test_the_page_of_merged_data_states_every_key_with_its_default():
+    expected = {f"IGNORED.{key}" for key in default_of("IGNORED")}
+    assert stated_in(ROOT / "docs" / "merged_data.md") == {key: repr(default_of(key)) for key in expected}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_pages_have_every_section(path):
     text = path.read_text()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from eql_d2.analysis.trained_model import TrainedModel
 from eql_d2.data.build import check_num_classes, long_tail_dataset_dicts
 from eql_d2.data.catalog import describe_dataset
+from eql_d2.data.ignored import ignored_boxes
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.engine.trainer import load_trained_model
 from eql_d2.errors import InputError
@@ -96,7 +97,8 @@ def _analysis_config(cfg: CfgNode, dataset: str) -> CfgNode:
 
 def _loader(cfg: CfgNode, dataset: str, max_images: int) -> Any:
     """Return a loader of training examples, one image a batch, each image at most once."""
-    records = long_tail_dataset_dicts([dataset], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    records = long_tail_dataset_dicts([dataset], filter_empty, ignored_boxes(cfg, [dataset]))
     check_num_classes(cfg, [dataset])
     if MetadataCatalog.get(dataset).get("has_annotations") is False:
         raise InputError(f"{describe_dataset(dataset)} has no annotations, so its regions have no classes.")

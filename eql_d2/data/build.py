@@ -1,7 +1,8 @@
 """Data loaders for training and testing, made of Detectron2's parts."""
 
 import logging
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, cast
+from types import MappingProxyType
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from eql_d2.data.catalog import (
 )
 from eql_d2.data.copy_paste import CopyPasteMapper
 from eql_d2.data.frequency import CategoryFrequency
+from eql_d2.data.ignored import IgnoredBoxes, ignored_boxes
 from eql_d2.data.mapper import LongTailDatasetMapper
 from eql_d2.data.records import Record, RecordList, images_of_labels
 from eql_d2.data.samplers import ClassAwareSampler
@@ -53,7 +55,7 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> TrainLo
         raise InputError(
             "MODEL.LOAD_PROPOSALS is True, but precomputed proposals cannot be loaded here; set it to False."
         )
-    dataset = long_tail_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    dataset = long_tail_dataset_dicts(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, ignored_boxes(cfg, names))
     check_num_classes(cfg, names)
     for name in names:
         if MetadataCatalog.get(name).get("has_annotations") is False:
@@ -116,13 +118,16 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Optional[Mapper] 
     )
 
 
-def long_tail_dataset_dicts(names: Sequence[str], filter_empty: bool = True) -> Sequence[Record]:
+def long_tail_dataset_dicts(
+    names: Sequence[str], filter_empty: bool = True, ignored: Mapping[str, IgnoredBoxes] = MappingProxyType({})
+) -> Sequence[Record]:
     """Load data sets and see to it that the records of LVIS data carry ``image_labels``.
 
     Args:
         names: registered data sets with equal categories; LVIS sets that Detectron2's own loader reads are welcome.
         filter_empty: leave out images without an instance (crowd regions are none), and with them their negative sets.
             Data sets without annotations are not filtered.
+        ignored: by name of the data set, the boxes that its records carry as ``ignored_boxes``.
 
     Returns:
         A read-only list of dataset dicts.
@@ -134,6 +139,7 @@ def long_tail_dataset_dicts(names: Sequence[str], filter_empty: bool = True) -> 
     check_same_categories(names)
     if filter_empty:
         parts = [_without_empty(records, name) for records, name in zip(parts, names)]
+    parts = [ignored[name].attach(records, name) if name in ignored else records for records, name in zip(parts, names)]
     for records, name in zip(parts, names):
         if not len(records):
             raise InputError(

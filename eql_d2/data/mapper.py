@@ -3,13 +3,16 @@
 import copy
 from typing import Any, Dict, Optional
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.structures import Boxes
 
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.copy_paste import jitter_settings
+from eql_d2.data.ignored import own_ignored_boxes
 from eql_d2.data.image_files import load_image, read_upright_size
 from eql_d2.data.records import RecordError
 from eql_d2.data.segmentation import check_polygon, check_run_lengths
@@ -24,22 +27,28 @@ class LongTailDatasetMapper(DatasetMapper):
     :func:`eql_d2.data.lvis.load_lvis`): cropping away an object does not make its class less verified. Data sets
     without image-level labels give examples without ``image_labels``.
 
+    With ignored regions (``MODEL.LONG_TAIL.IGNORED``) an example has ``ignored_boxes`` too, float32 ``[M, 4]``: left,
+    top, right, bottom in pixels of the transformed image, what is cropped away left out.
+
     Args:
         args, kwargs: as for Detectron2's mapper: ``(cfg, is_train)`` or its explicit arguments.
         listed_in: the data set that names the images, for messages.
+        ignore_crowd: whether crowd regions and group-of boxes join the ``ignored_boxes`` of the record.
     """
 
     @configurable
-    def __init__(self, *args: Any, listed_in: str = "the data set", **kwargs: Any):
+    def __init__(self, *args: Any, listed_in: str = "the data set", ignore_crowd: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.listed_in = listed_in
+        self.listed_in, self.ignore_crowd = listed_in, ignore_crowd
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> Dict[str, Any]:
         names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
         listed_in = ", ".join(describe_dataset(name) for name in names)
         ret = {**super().from_config(cfg, is_train), "listed_in": listed_in or "the data set"}
-        return {**ret, **jitter_settings(cfg)} if is_train else ret
+        if not is_train:
+            return ret
+        return {**ret, **jitter_settings(cfg), "ignore_crowd": cfg.MODEL.LONG_TAIL.IGNORED.CROWD}
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
         """Read and transform one image.
@@ -78,6 +87,8 @@ class LongTailDatasetMapper(DatasetMapper):
 
         Run lengths have no polygons, and the mask head takes each image's masks in the form that it has them.
         """
+        if self.ignore_crowd or "ignored_boxes" in dataset_dict:
+            dataset_dict["ignored_boxes"] = self._ignored_boxes(dataset_dict, transforms, image_shape)
         mapper = self
         if self.use_instance_mask and any(
             isinstance(annotation.get("segmentation"), dict) and not annotation.get("iscrowd", 0)
@@ -89,6 +100,13 @@ class LongTailDatasetMapper(DatasetMapper):
             mapper = copy.copy(mapper)
             mapper.recompute_boxes = False  # Detectron2 would ask masks for them that are not there
         super(LongTailDatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)
+
+    def _ignored_boxes(self, record: Dict[str, Any], transforms: Any, image_shape: Any) -> torch.Tensor:
+        own = own_ignored_boxes(record["annotations"] if self.ignore_crowd else ())
+        boxes = np.concatenate([record.get("ignored_boxes", own[:0]), own])
+        transformed = Boxes(torch.as_tensor(transforms.apply_box(boxes).reshape(-1, 4), dtype=torch.float32))
+        transformed.clip(image_shape)
+        return transformed.tensor[transformed.nonempty()]
 
     def _check_masks(self, record: Dict[str, Any]) -> None:
         for number, annotation in enumerate(record.get("annotations", ())):

@@ -205,6 +205,7 @@ class RecordList(SequenceABC):
         self._file_path = file_path
         self._rows = np.arange(len(table)) if rows is None else np.asarray(rows, dtype=np.int64)
         self._with_image_labels = with_image_labels
+        self._ignored: Optional[Callable[[Record], np.ndarray]] = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -224,7 +225,15 @@ class RecordList(SequenceABC):
         if not self._with_image_labels:
             record.pop("image_labels", None)
             record.pop("not_exhaustive_category_ids", None)
+        if self._ignored is not None:
+            record["ignored_boxes"] = self._ignored(record)
         return record
+
+    def with_ignored(self, boxes: Callable[[Record], np.ndarray]) -> "RecordList":
+        """Return the records with ``ignored_boxes``, what ``boxes`` returns for each."""
+        changed = copy(self)
+        changed._ignored = boxes
+        return changed
 
     def select(self, indices: Union[Sequence[int], np.ndarray]) -> "RecordList":
         """Return the records at ``indices``."""

@@ -1,10 +1,15 @@
 """The meta architecture: a GeneralizedRCNN that hands image-level labels to its ROI heads."""
 
-from typing import Dict, List, Optional
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional
 
 import torch
+from detectron2.config import configurable
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from torch import Tensor
+
+from eql_d2.errors import InputError
+from eql_d2.modeling.ignored import IgnoredRegions, LongTailRPN, ignored_threshold
 
 
 @META_ARCH_REGISTRY.register()
@@ -13,16 +18,54 @@ class LongTailRCNN(GeneralizedRCNN):
 
     ``image_labels`` is a dict of two int64 tensors of 0-based labels, ``positive`` and ``negative``, as
     :class:`~eql_d2.data.mapper.LongTailDatasetMapper` makes it. The ROI heads must be of this package.
+
+    It may hold ``ignored_boxes`` too: what lies in them is no background, for the RPN as for the ROI heads.
     """
 
+    @configurable
+    def __init__(self, *, ignored_threshold: float = 0.5, **kwargs):
+        """
+        Args:
+            ignored_threshold: of :class:`~eql_d2.modeling.ignored.IgnoredRegions`.
+            kwargs: arguments of ``GeneralizedRCNN``.
+        """
+        super().__init__(**kwargs)
+        self.ignored_threshold = ignored_threshold
+
+    @classmethod
+    def from_config(cls, cfg):
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = "LongTailRPN"
+        return {**super().from_config(cfg), "ignored_threshold": ignored_threshold(cfg)}
+
     def forward(self, batched_inputs: List[Dict]):
-        """Same as ``GeneralizedRCNN.forward``."""
+        """Same as ``GeneralizedRCNN.forward``.
+
+        Raises:
+            InputError: for ``ignored_boxes`` where the proposal generator has no anchors to spare.
+        """
         if not self.training:
             return self.inference(batched_inputs)
         verified = verified_classes(batched_inputs, self.roi_heads.num_classes)
         verified = None if verified is None else verified.to(self.device, non_blocking=True)
-        with self.roi_heads.image_labels(verified):
+        ignored = IgnoredRegions.of_batch(batched_inputs, self.ignored_threshold, self.device)
+        with self._proposals_spare(ignored), self.roi_heads.image_labels(verified, ignored):
             return super().forward(batched_inputs)
+
+    @contextmanager
+    def _proposals_spare(self, ignored: Optional[IgnoredRegions]) -> Iterator[None]:
+        if ignored is not None and not isinstance(self.proposal_generator, LongTailRPN):
+            raise InputError(
+                f"MODEL.LONG_TAIL.IGNORED needs MODEL.PROPOSAL_GENERATOR.NAME RPN, not "
+                f"{type(self.proposal_generator).__name__}; or set IGNORED.BOXES [] and IGNORED.CROWD False."
+            )
+        self.proposal_generator.ignored = ignored
+        try:
+            yield
+        finally:
+            self.proposal_generator.ignored = None
 
 
 def verified_classes(batched_inputs: List[Dict], num_classes: int) -> Optional[Tensor]:

@@ -21,6 +21,7 @@ from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY, ClassifierLoss
 from eql_d2.losses.state import mean_count_over_ranks
 from eql_d2.modeling.assignment import atss
 from eql_d2.modeling.build import build_classifier_loss_from_config
+from eql_d2.modeling.ignored import IgnoredRegions, ignored_threshold
 from eql_d2.modeling.postprocessing import traced_nms
 from eql_d2.modeling.rcnn import verified_classes
 from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
@@ -89,6 +90,8 @@ class LongTailRetinaNet(RetinaNet):
         classifier_loss: of K columns.
         assignment: "iou" (``MODEL.RETINANET.IOU_THRESHOLDS``) or "atss".
         atss_topk: candidates of an object on each level.
+        ignored_threshold: of :class:`~eql_d2.modeling.ignored.IgnoredRegions`; an anchor that lies in one is no
+            background.
         **kwargs: as for ``RetinaNet``.
 
     Raises:
@@ -96,7 +99,15 @@ class LongTailRetinaNet(RetinaNet):
     """
 
     @configurable
-    def __init__(self, *, classifier_loss: ClassifierLoss, assignment: str = "iou", atss_topk: int = 9, **kwargs):
+    def __init__(
+        self,
+        *,
+        classifier_loss: ClassifierLoss,
+        assignment: str = "iou",
+        atss_topk: int = 9,
+        ignored_threshold: float = 0.5,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         _check_loss(classifier_loss)
         if assignment not in ASSIGNMENTS:
@@ -104,7 +115,9 @@ class LongTailRetinaNet(RetinaNet):
             raise InputError(f"MODEL.LONG_TAIL.RETINANET.ASSIGNMENT is {assignment!r}; there are {known}.")
         self.classifier_loss = classifier_loss
         self.assignment, self.atss_topk = assignment, atss_topk
+        self.ignored_threshold = ignored_threshold
         self._verified: Optional[Tensor] = None
+        self._ignored: Optional[IgnoredRegions] = None
 
     @classmethod
     def from_config(cls, cfg):
@@ -122,14 +135,16 @@ class LongTailRetinaNet(RetinaNet):
             "classifier_loss": classifier_loss,
             "assignment": node.ASSIGNMENT,
             "atss_topk": node.ATSS_TOPK,
+            "ignored_threshold": ignored_threshold(cfg),
         }
 
     def forward(self, batched_inputs: List[Dict]):
-        """Same as ``RetinaNet.forward``; training input may hold ``image_labels``, as for
+        """Same as ``RetinaNet.forward``; training input may hold ``image_labels`` and ``ignored_boxes``, as for
         :class:`~eql_d2.modeling.rcnn.LongTailRCNN`."""
         if self.training:
             verified = verified_classes(batched_inputs, self.num_classes)
             self._verified = None if verified is None else verified.to(self.device, non_blocking=True)
+            self._ignored = IgnoredRegions.of_batch(batched_inputs, self.ignored_threshold, self.device)
         return super().forward(batched_inputs)
 
     def forward_training(self, images, features, predictions, gt_instances):
@@ -164,7 +179,7 @@ class LongTailRetinaNet(RetinaNet):
             quality: ``[N, R]``, or ``None`` without a quality branch.
             normalizer: positive anchors, averaged over the ranks.
         """
-        has_ignored = self.assignment == "iou"
+        has_ignored = self.assignment == "iou" or self._ignored is not None
         # For all anchors and classes: made only for a loss that looks at it.
         verified = self._verified if self.classifier_loss.uses_verified else None
         if verified is not None:
@@ -219,9 +234,17 @@ class LongTailRetinaNet(RetinaNet):
 
     @torch.no_grad()
     def label_anchors(self, anchors: List[Boxes], gt_instances: List[Instances]) -> Tuple[List[Tensor], List[Tensor]]:
-        """Same as ``RetinaNet.label_anchors``, by ATSS if asked for; then no anchor is ignored."""
-        if self.assignment == "iou":
-            return super().label_anchors(anchors, gt_instances)
+        """Same as ``RetinaNet.label_anchors``, by ATSS if asked for, which leaves no anchor out; anchors that are no
+        object's and lie in an ignored region are left out either way."""
+        label = super().label_anchors if self.assignment == "iou" else self._label_by_atss
+        labels, boxes = label(anchors, gt_instances)
+        if self._ignored is not None:
+            joined = Boxes.cat(anchors)
+            for image, of_image in enumerate(labels):
+                of_image[self._ignored.cover(image, joined) & (of_image == self.num_classes)] = -1
+        return labels, boxes
+
+    def _label_by_atss(self, anchors: List[Boxes], gt_instances: List[Instances]) -> Tuple[List[Tensor], List[Tensor]]:
         labels, boxes = [], []
         for of_image in gt_instances:
             index, assigned = atss(anchors, of_image.gt_boxes, self.atss_topk)

@@ -1,37 +1,45 @@
 """ROI heads: Detectron2's three, with the long-tailed box predictor and image-level labels on every region."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, Res5ROIHeads, StandardROIHeads
-from detectron2.structures import Instances
+from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor
 
 from eql_d2.errors import InputError
 from eql_d2.losses.base import widen
 from eql_d2.modeling.box_predictor import LongTailOutputLayers, split_by_image
+from eql_d2.modeling.ignored import IgnoredRegions
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
 
 class ImageLabelsMixin:
-    """Hands the image-level labels of a batch to the regions that are sampled from it.
+    """Hands the image-level labels and the ignored boxes of a batch to the regions that are sampled from it.
 
-    Each proposal gets the field ``verified [R_i, K]``, a view of its image's row that takes no memory of its own. The
-    labels travel beside the targets, not in them: ``Instances`` refuses fields of another length.
+    Each proposal gets the field ``verified [R_i, K]``, a view of its image's row that takes no memory of its own. What
+    is background and lies in an ignored box is not sampled; in the later stages of a cascade, which sample nothing, it
+    is dropped. The labels travel beside the targets, not in them: ``Instances`` refuses fields of another length.
     """
 
     _verified: Optional[Tensor] = None
+    _ignored: Optional[IgnoredRegions] = None
 
     @contextmanager
-    def image_labels(self, verified: Optional[Tensor]) -> Iterator[None]:
-        """Use ``verified`` (bool ``[N, K]``, one row per image, or ``None``) for the forward pass inside the block."""
-        self._verified = verified
+    def image_labels(self, verified: Optional[Tensor], ignored: Optional[IgnoredRegions] = None) -> Iterator[None]:
+        """Use what is known of the images for the forward pass inside the block.
+
+        Args:
+            verified: bool ``[N, K]``, one row per image, or ``None``.
+            ignored: the ignored regions of the batch, or ``None``.
+        """
+        self._verified, self._ignored = verified, ignored
         try:
             yield
         finally:
-            self._verified = None
+            self._verified = self._ignored = None
 
     def _attach_image_labels(self, proposals: List[Instances]) -> List[Instances]:
         if self._verified is not None:
@@ -39,7 +47,28 @@ class ImageLabelsMixin:
                 proposals_per_image.verified = row.expand(len(proposals_per_image), -1)
         return proposals
 
+    def _without_ignored(self, proposals: List[Instances], is_foreground: Callable) -> List[Instances]:
+        """Return the proposals but for those that are background and lie in an ignored region.
+
+        Args:
+            proposals: of each image.
+            is_foreground: called with the place of an image, says of each of its proposals, bool ``[R_i]``.
+        """
+        if self._ignored is None:
+            return proposals
+        kept = []
+        for image, of_image in enumerate(proposals):
+            kept.append(of_image[is_foreground(image) | ~self._ignored.cover(image, of_image.proposal_boxes)])
+        return kept
+
+    @torch.no_grad()
     def label_and_sample_proposals(self, proposals: List[Instances], targets: List[Instances]) -> List[Instances]:
+        def is_foreground(image: int) -> Tensor:
+            overlaps = pairwise_iou(targets[image].gt_boxes, proposals[image].proposal_boxes)
+            return self.proposal_matcher(overlaps)[1] == 1
+
+        # The objects' own boxes, which are added to the proposals to sample from, are never background.
+        proposals = self._without_ignored(proposals, is_foreground)
         return self._attach_image_labels(super().label_and_sample_proposals(proposals, targets))
 
 
@@ -119,7 +148,9 @@ class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
 
     def _match_and_label_boxes(self, proposals: List[Instances], stage: int, targets: List[Instances]):
         # Every stage makes new proposals from the boxes of the one before: their labels must be attached again.
-        return self._attach_image_labels(super()._match_and_label_boxes(proposals, stage, targets))
+        labelled = super()._match_and_label_boxes(proposals, stage, targets)
+        labelled = self._without_ignored(labelled, lambda image: labelled[image].gt_classes < self.num_classes)
+        return self._attach_image_labels(labelled)
 
     def _forward_box(self, features, proposals, targets=None):
         """Same as ``CascadeROIHeads._forward_box``; at test time by the exact top-k post-processing.

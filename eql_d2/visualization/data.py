@@ -1,5 +1,6 @@
 """The ground truth of a data set as a gallery, from the annotations or as the training loader gives it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
@@ -11,6 +12,7 @@ from eql_d2.config import load_config
 from eql_d2.data.build import build_train_loader
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.groups import GROUPS
+from eql_d2.data.ignored import ignored_boxes
 from eql_d2.errors import InputError
 from eql_d2.visualization.comparison import truth_of
 from eql_d2.visualization.dataset import AnnotatedSet
@@ -44,7 +46,8 @@ def visualize_data(
             ``DATASETS.TEST``.
         dataset: names of registered data sets, of the config or built in.
         annotations, images: a json in LVIS or COCO format and its image folder, in place of names.
-        source: "annotation", or "dataloader" for what training sees: sampled, cropped, resized, flipped.
+        source: "annotation", or "dataloader" for what training sees: sampled, cropped, resized, flipped. The boxes of
+            ``MODEL.LONG_TAIL.IGNORED.BOXES`` are drawn dashed with both, with "dataloader" those of ``CROWD`` too.
         only: "rare", "common", "frequent" or the name of a class: images with such objects, and these objects alone.
         max_images: at most so many of each data set; 0 for all (one epoch of the loader).
         seed: shuffles the images, and seeds the loader; the order of the json if ``None``.
@@ -77,6 +80,10 @@ def visualize_data(
             cfg.DATASETS.TRAIN = tuple(names)
             names = names[:1]
         sets = [AnnotatedSet.from_name(name) for name in names]
+        ignored = ignored_boxes(cfg, names)
+        for place, one in enumerate(sets):
+            if one.name in ignored:
+                sets[place] = replace(one, records=ignored[one.name].attach(one.records, one.name))
     if cfg is not None and not dataset and source == "annotation":
         sets = [one for one in sets if len(one.records) and "annotations" in one.records[0]]
     written = []
@@ -113,12 +120,15 @@ def _lead(dataset: AnnotatedSet, source: str, only: str, cfg: Optional[CfgNode])
 def _fill(gallery: Gallery, dataset: AnnotatedSet, examples: Iterator[_Example], max_images: int, size: int) -> None:
     for number, (record, image, objects) in enumerate(examples, 1):
         count = f"{len(objects)} object{'s' * (len(objects) != 1)}"
+        ignored = np.asarray(record.get("ignored_boxes", ()))
+        if len(ignored):
+            count += f", {len(ignored)} ignored region{'s' * (len(ignored) != 1)} (grey, dashed)"
         gallery.add(
             scene(
                 dataset,
                 record,
                 image,
-                [Panel(count, objects, describe_objects(objects, dataset))],
+                [Panel(count, objects, describe_objects(objects, dataset), ignored)],
                 gallery.place,
                 f"Image {record['image_id']} · {Path(record['file_name']).name}",
                 size,

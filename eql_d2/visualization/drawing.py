@@ -13,9 +13,10 @@ from eql_d2.data.groups import GROUP_COLORS
 from eql_d2.visualization.objects import VisualObject
 
 #: Lengths of strokes and gaps of the outline, in line widths; () for a solid line.
-DASHES = {"r": (), "c": (5.0, 3.0), "f": (0.1, 2.6)}
+DASHES = {"r": (), "c": (5.0, 3.0), "f": (0.1, 2.6), "ignored": (2.5, 2.5)}
 #: Line width in thousandths of the canvas's longer side; a rare class stands out.
-_WIDTHS = {"r": 6.0, "c": 4.5, "f": 4.5}
+_WIDTHS = {"r": 6.0, "c": 4.5, "f": 4.5, "ignored": 2.5}
+_COLORS = {**GROUP_COLORS, "ignored": "#9a9a9a"}
 #: Share of the colour in the area of an object of a rare class.
 _RARE_FILL = 0.3
 #: What a verdict looks like before the name of a class.
@@ -40,7 +41,12 @@ def draw_panel(
 
 
 def draw_objects(
-    image: np.ndarray, objects: Sequence[VisualObject], names: Sequence[str], groups: Sequence[str], size: int = 640
+    image: np.ndarray,
+    objects: Sequence[VisualObject],
+    names: Sequence[str],
+    groups: Sequence[str],
+    size: int = 640,
+    ignored: Sequence[Sequence[float]] = (),
 ) -> np.ndarray:
     """Return a copy of an image, scaled, with the outline and the class name of every object.
 
@@ -50,9 +56,10 @@ def draw_objects(
         names: of the K classes.
         groups: letter r, c or f of the K classes.
         size: longer side of the result in pixels.
+        ignored: boxes of ignored regions, left, top, right, bottom in pixels of ``image``.
 
     Returns:
-        uint8 BGR; rare classes solid and filled, common dashed, frequent dotted.
+        uint8 BGR; rare classes solid and filled, common dashed, frequent dotted, ignored regions grey and dashed.
     """
     factor = size / max(image.shape[:2])
     width, height = (max(1, round(side * factor)) for side in image.shape[1::-1])
@@ -61,6 +68,8 @@ def draw_objects(
     factors = width / image.shape[1], height / image.shape[0]
     scaled = [found.scaled(*factors) for found in objects]
     outlines = [found.outlines(height, width) for found in scaled]
+    for left, top, right, bottom in np.asarray(ignored, float).reshape(-1, 4) * (*factors, *factors):
+        _draw_outline(canvas, np.array([[left, top], [right, top], [right, bottom], [left, bottom]]), "ignored")
     for found, lines in zip(scaled, outlines):
         _fill(canvas, lines, groups[found.label])
     for found, lines in zip(scaled, outlines):
@@ -93,7 +102,7 @@ def encode_jpeg(picture: np.ndarray, quality: int = 88) -> bytes:
 
 
 def _bgr(group: str) -> Tuple[int, int, int]:
-    red, green, blue = (int(GROUP_COLORS[group][i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = (int(_COLORS[group][i : i + 2], 16) for i in (1, 3, 5))
     return blue, green, red
 
 

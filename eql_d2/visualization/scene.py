@@ -28,11 +28,13 @@ class Panel:
         title: "ground truth" or the name of a model.
         objects: what is drawn.
         caption: what is written below, behind the title.
+        ignored: the boxes of ignored regions.
     """
 
     title: str
     objects: Sequence[VisualObject]
     caption: str = ""
+    ignored: Sequence[Sequence[float]] = ()
 
 
 def scene(
@@ -59,7 +61,7 @@ def scene(
     """
     drawn = []
     for number, panel in enumerate(panels):
-        picture = draw_objects(image, panel.objects, dataset.class_names, dataset.groups, size)
+        picture = draw_objects(image, panel.objects, dataset.class_names, dataset.groups, size, panel.ignored)
         address = place(f"{name}_{number}" if len(panels) > 1 else name, picture)
         words = f"{panel.title}: {describe_objects(panel.objects, dataset)}"
         height, width = picture.shape[:2]
