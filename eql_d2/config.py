@@ -22,7 +22,7 @@ from fvcore.common.config import CfgNode as YamlReader  # noqa: E402
 from eql_d2.config_files import find_config_file  # noqa: E402
 from eql_d2.errors import InputError  # noqa: E402
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY  # noqa: E402
-from eql_d2.method_settings import add_calibration_settings, add_loss_settings  # noqa: E402
+from eql_d2.method_settings import add_calibration_settings, add_loss_settings, add_regularizer_settings  # noqa: E402
 
 #: Detections of an image that a model returns for AP-fixed, unless the config asks for another number above ``AP_CAP``.
 AP_FIXED_DETECTIONS = 3000
@@ -185,6 +185,7 @@ def add_eql_config(cfg: CN) -> None:
 
     _add_training_settings(node)
     add_loss_settings(node)
+    add_regularizer_settings(node)
     add_calibration_settings(node)
 
 

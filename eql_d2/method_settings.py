@@ -225,6 +225,21 @@ def add_loss_settings(node: CN) -> None:
     node.LDAM.BACKGROUND = True
 
 
+def add_regularizer_settings(node: CN) -> None:
+    """Add ``REGULARIZER``: a term that is added to the loss in training."""
+    node.REGULARIZER = CN()
+    # A name in REGULARIZER_REGISTRY, or "" for none. Its settings are in the node of the same name.
+    node.REGULARIZER.NAME = ""
+
+    node.REGULARIZER.PCB = CN()
+    # Share of a region's target that goes to the classes that are taken for its own.
+    node.REGULARIZER.PCB.ALPHA = 0.4
+    # Share of a class's row of the confusion matrix that stays in a step with regions of that class.
+    node.REGULARIZER.PCB.MOMENTUM = 0.99
+    # Iterations before the term is added; it also waits until each class has had a region.
+    node.REGULARIZER.PCB.START = 0
+
+
 def add_calibration_settings(node: CN) -> None:
     """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""
     node.CALIBRATION = CN()

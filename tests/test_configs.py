@@ -13,7 +13,13 @@ from eql_d2.config import get_cfg, load_config
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.engine.trainer import describe_experiment
 from eql_d2.experiments.references import leaves
-from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, LogitStatistics, RunningLogitStatistics
+from eql_d2.losses import (
+    CALIBRATION_REGISTRY,
+    CLASSIFIER_LOSS_REGISTRY,
+    REGULARIZER_REGISTRY,
+    LogitStatistics,
+    RunningLogitStatistics,
+)
 from eql_d2.losses.fracal import save_dimensions
 from tests.conftest import CONFIGS, ROOT
 
@@ -23,6 +29,7 @@ LEAVES = [path for path in leaves() if CONFIGS / "classification" not in path.pa
 SETS = ("mini", "mini_openimages", "photographs", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
 CALIBRATIONS = {name.lower() for name, _ in CALIBRATION_REGISTRY}
+REGULARIZERS = {name.lower() for name, _ in REGULARIZER_REGISTRY}
 #: All others have two.
 IMAGES_PER_GPU = {
     CONFIGS / "LVISv0.5/class_balanced/faster_rcnn_R_50_FPN_coco_1x_stage2.yaml": 4,  # BAGS model 7
@@ -30,6 +37,7 @@ IMAGES_PER_GPU = {
 }
 #: What is done with a softmax classifier that is trained already: (TRAINABLE, INIT_CLASSIFIER) of each protocol.
 PROTOCOLS = {"crt": ("classifier", "reset"), "lws": ("scale", "keep"), "tau_norm": ("all", "keep")}
+METHODS = LOSSES | CALIBRATIONS | REGULARIZERS | set(PROTOCOLS)
 
 pytestmark = pytest.mark.usefixtures("without_initial_values")
 
@@ -49,7 +57,7 @@ def method_of(path) -> str:
     if not is_leaf_of_a_set(path):
         return path.parent.name
     name = path.stem.replace("cascade_", "").replace("retinanet_", "")
-    methods = [method for method in LOSSES | CALIBRATIONS | set(PROTOCOLS) if f"{name}_".startswith(f"{method}_")]
+    methods = [method for method in METHODS if f"{name}_".startswith(f"{method}_")]
     return max(methods, key=len)
 
 
@@ -103,7 +111,10 @@ def test_leaf(path, counts_folder):
     assert len(losses) == (3 if heads == "LongTailCascadeROIHeads" else 1)
     # Folder and loss agree, so that nobody trains EQL for EQL v2.
     method = method_of(path)
-    assert losses[0]["loss"].lower() == (method if method in LOSSES else "softmax")
+    # A regulariser's leaf says after the schedule which loss it is beside.
+    beside = path.stem.rsplit("_", 1)[-1] if method in REGULARIZERS else method
+    assert losses[0]["loss"].lower() == (beside if beside in LOSSES else "softmax")
+    assert losses[0].get("regularizer", "").lower() == (method if method in REGULARIZERS else "")
     assert node.CALIBRATION.NAME.lower() == (method if method in CALIBRATIONS else "")
     if method in PROTOCOLS and "coco" not in path.name:
         assert PROTOCOLS[method] == (node.TRAINABLE, node.INIT_CLASSIFIER)
@@ -165,7 +176,7 @@ def test_output_folders_follow_the_config_s_path():
 
 
 def test_every_method_has_a_mini_leaf():
-    assert {method_of(path) for path in LEAVES if path.parent.name == "mini"} == LOSSES | CALIBRATIONS | set(PROTOCOLS)
+    assert {method_of(path) for path in LEAVES if path.parent.name == "mini"} == METHODS
 
 
 def test_the_paper_s_schedule_is_25_epochs():

@@ -11,21 +11,22 @@ from eql_d2.cli import COMMANDS
 from eql_d2.config import get_cfg, load_config
 from eql_d2.errors import InputError
 from eql_d2.experiments import references
-from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY
+from eql_d2.losses import CALIBRATION_REGISTRY, CLASSIFIER_LOSS_REGISTRY, REGULARIZER_REGISTRY
 from tests.conftest import CONFIGS, ROOT
 
 METHODS = ROOT / "docs" / "methods"
 PAGES = sorted(path for path in METHODS.glob("*.md") if path.name != "README.md")
 LOSSES = sorted(name for name, _ in CLASSIFIER_LOSS_REGISTRY)
 CALIBRATIONS = sorted(name for name, _ in CALIBRATION_REGISTRY)
+REGULARIZERS = sorted(name for name, _ in REGULARIZER_REGISTRY)
 PROTOCOLS = ("crt", "lws", "tau_norm")
 #: Pages whose keys are not in a node of the page's own name.
 KEYS = {
     **{name.lower(): [f"{name}.{key}" for key in get_cfg().MODEL.LONG_TAIL[name]] for name in LOSSES},
     **{
-        name.lower(): ["CALIBRATION.NAME"]
-        + [f"CALIBRATION.{name}.{key}" for key in get_cfg().MODEL.LONG_TAIL.CALIBRATION[name]]
-        for name in CALIBRATIONS
+        name.lower(): [f"{node}.NAME"] + [f"{node}.{name}.{key}" for key in get_cfg().MODEL.LONG_TAIL[node][name]]
+        for node, names in (("CALIBRATION", CALIBRATIONS), ("REGULARIZER", REGULARIZERS))
+        for name in names
     },
     "crt": ["TRAINABLE", "INIT_CLASSIFIER"],
     "lws": ["TRAINABLE", "INIT_CLASSIFIER", "LWS.SCALE_BIAS"],
@@ -47,7 +48,7 @@ def default_of(key: str):
 
 
 def test_every_method_has_a_page_and_every_page_a_method():
-    methods = {name.lower() for name in LOSSES + CALIBRATIONS} | set(PROTOCOLS)
+    methods = {name.lower() for name in LOSSES + CALIBRATIONS + REGULARIZERS} | set(PROTOCOLS)
     assert {path.stem for path in PAGES} == methods
     index = (METHODS / "README.md").read_text()
     assert all(f"[{method}]({method}.md)" in index for method in methods)

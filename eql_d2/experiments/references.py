@@ -152,7 +152,9 @@ def make_model_zoo() -> str:
             if not name.startswith(f"{folder}/"):
                 continue
             cfg = load_config(str(path))
-            line = [f"[{name[len(folder) + 1 :]}](configs/{name}.yaml)", cfg.MODEL.LONG_TAIL.LOSS]
+            node = cfg.MODEL.LONG_TAIL
+            loss = " + ".join(filter(None, (node.LOSS, node.REGULARIZER.NAME)))
+            line = [f"[{name[len(folder) + 1 :]}](configs/{name}.yaml)", loss]
             line.append(describe_training(cfg))
             if published:
                 entry = rows.get(name, {})

@@ -26,7 +26,9 @@ from eql_d2.losses.gol import GumbelOptimizedLoss
 from eql_d2.losses.iif import InverseImageFrequencyLoss
 from eql_d2.losses.inverse_frequency import InverseFrequencyLoss
 from eql_d2.losses.ldam import LabelDistributionAwareMarginLoss
+from eql_d2.losses.pcb import PairwiseClassBalance
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY, build_classifier_loss, default_settings
+from eql_d2.losses.regularizer import REGULARIZER_REGISTRY, Regularizer, add_regularizer
 from eql_d2.losses.seesaw import SeesawLoss
 from eql_d2.losses.seql import RandomSoftmaxEqualizationLoss
 from eql_d2.losses.sigmoid import SigmoidLoss
@@ -37,6 +39,7 @@ from eql_d2.losses.tau_norm import tau_normalize
 __all__ = [
     "CALIBRATION_REGISTRY",
     "CLASSIFIER_LOSS_REGISTRY",
+    "REGULARIZER_REGISTRY",
     "AdaptiveClassSuppressionLoss",
     "BalancedGroupSoftmax",
     "BalancedSoftmaxLoss",
@@ -59,11 +62,14 @@ __all__ = [
     "LogN",
     "LogitStatistics",
     "NorCal",
+    "PairwiseClassBalance",
     "RandomSoftmaxEqualizationLoss",
+    "Regularizer",
     "RunningLogitStatistics",
     "SeesawLoss",
     "SigmoidLoss",
     "SoftmaxLoss",
+    "add_regularizer",
     "build_calibration",
     "build_classifier_loss",
     "default_settings",

@@ -20,6 +20,8 @@ class AdjustedSoftmaxLoss(SoftmaxColumns):
         background: detection (K + 1 columns) or plain classification (K).
     """
 
+    is_softmax = True
+
     def __init__(self, categories: Categories, background: bool):
         super().__init__(categories)
         self.background = background

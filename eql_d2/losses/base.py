@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.groups import GROUP_NAMES, GROUPS
 from eql_d2.errors import InputError
+from eql_d2.losses.regularizer import Regularizer
 
 Categories = Union[int, CategoryFrequency]
 
@@ -35,6 +36,9 @@ class ClassifierLoss(nn.Module, ABC):
     needs_frequency = False
     #: Whether each row of the scores, background included, sums to one.
     scores_sum_to_one = False
+    #: Whether it is the cross-entropy of a softmax over the logits of the K classes, perhaps with further columns and with
+    #: constants added to them, in which each region has the weight 1.
+    is_softmax = False
     #: Whether regions may be background. A loss with a column for background that can do without takes the constructor
     #: argument ``background``: with False it has K columns, for images, which always show a class.
     background = True
@@ -67,6 +71,8 @@ class ClassifierLoss(nn.Module, ABC):
         indices = None if groups is None else torch.tensor([*map(GROUPS.index, groups), len(GROUPS)])
         self.register_buffer("group_of_class", indices, persistent=False)
         self._gt_classes: Optional[Tensor] = None
+        #: A term that is added to the loss, see :func:`~eql_d2.losses.regularizer.add_regularizer`.
+        self.regularizer: Optional[Regularizer] = None
 
     @property
     @abstractmethod
@@ -117,7 +123,12 @@ class ClassifierLoss(nn.Module, ABC):
             verified = None if verified is None else verified[kept]
         self._gt_classes = gt_classes
         with torch.autocast(logits.device.type, enabled=False):
-            return self.loss(widen(logits), gt_classes, verified)
+            logits = widen(logits)
+            loss = self.loss(logits, gt_classes, verified)
+            if self.regularizer is None:
+                return loss
+            term = self.regularizer(logits[:, : self.num_classes], gt_classes)
+            return {**loss, self.regularizer.loss_name: term} if isinstance(loss, dict) else loss + term
 
     @abstractmethod
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Union[Tensor, Dict[str, Tensor]]:
@@ -138,15 +149,17 @@ class ClassifierLoss(nn.Module, ABC):
         """Return what a training log may show of the last :meth:`forward`: named scalars, detached, on the device.
 
         Nothing is computed until this is called. The number of regions of each group, for losses built from a
-        CategoryFrequency; methods add ``negative_weight/<group>`` and ``gradient_ratio/<group>`` where they have them.
-        Empty before the first forward.
+        CategoryFrequency; methods add ``negative_weight/<group>`` and ``gradient_ratio/<group>`` where they have them,
+        and a regulariser its term. Empty before the first forward.
         """
+        statistics = {} if self.regularizer is None else self.regularizer.statistics()
         if self._gt_classes is None or self.group_of_class is None:
-            return {}
+            return statistics
         counts = torch.zeros(len(GROUPS) + 1, device=self._gt_classes.device)
         groups = self.group_of_class[self._gt_classes]
         counts.index_add_(0, groups, torch.ones_like(groups, dtype=counts.dtype))
-        return {f"num_regions/{name}": count for name, count in zip((*GROUP_NAMES.values(), "background"), counts)}
+        names = (*GROUP_NAMES.values(), "background")
+        return {**statistics, **{f"num_regions/{name}": count for name, count in zip(names, counts)}}
 
     def group_means(self, name: str, values: Tensor) -> Dict[str, Tensor]:
         """Return the mean of ``values [K]`` over the rare, common and frequent classes as ``<name>/<group>``.
@@ -167,7 +180,9 @@ class ClassifierLoss(nn.Module, ABC):
 
     def describe(self) -> Dict[str, Any]:
         """Return what a log should say of this loss: its name, its settings, and what it derives from the counts."""
-        return {"loss": self.name, "num_classes": self.num_classes, "num_logits": self.num_logits, **self.settings()}
+        described = {"loss": self.name, "num_classes": self.num_classes, "num_logits": self.num_logits}
+        described.update(self.settings())
+        return described if self.regularizer is None else {**described, **self.regularizer.describe()}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.describe().items() if key != "loss")

@@ -39,6 +39,7 @@ class SeesawLoss(StatefulLoss):
     """
 
     scores_sum_to_one = True
+    is_softmax = True
 
     num_seen: Tensor
 

@@ -22,6 +22,8 @@ class SoftmaxLoss(SoftmaxColumns):
         background: detection (K + 1 columns) or plain classification (K).
     """
 
+    is_softmax = True
+
     def __init__(self, categories: Categories, background: bool = True):
         super().__init__(categories)
         self.background = background

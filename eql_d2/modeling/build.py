@@ -10,6 +10,7 @@ from eql_d2.losses import (
     CALIBRATION_REGISTRY,
     CLASSIFIER_LOSS_REGISTRY,
     ClassifierLoss,
+    add_regularizer,
     build_calibration,
     build_classifier_loss,
     default_settings,
@@ -31,7 +32,7 @@ def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
     """
     node = cfg.MODEL.LONG_TAIL
     categories = _categories(cfg, needs_frequency=CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency)
-    return build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {}))
+    return _regularized(build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {})), node)
 
 
 def build_image_loss_from_config(cfg) -> ClassifierLoss:
@@ -52,6 +53,12 @@ def build_image_loss_from_config(cfg) -> ClassifierLoss:
             f"tell foreground from background, and an image is never background. Choose a loss of the K classes alone, "
             f"such as SOFTMAX, SEQL, SOFTMAX_EQL or SIGMOID, or settings without them (CATEGORY_AGNOSTIC False)."
         )
+    return _regularized(loss, node)
+
+
+def _regularized(loss: ClassifierLoss, node) -> ClassifierLoss:
+    """Return ``loss`` with what ``REGULARIZER.NAME`` names, in the settings of its own node."""
+    add_regularizer(loss, node.REGULARIZER.NAME, node.REGULARIZER.get(node.REGULARIZER.NAME, {}))
     return loss
 
 

@@ -370,6 +370,12 @@ def _check_loss(loss: ClassifierLoss) -> None:
             f"one-stage detector can be trained with {', '.join(serving)}."
         )
 
+    if loss.regularizer is not None:
+        raise InputError(
+            f"MODEL.LONG_TAIL.REGULARIZER.NAME is {loss.regularizer.name!r}, which compares regions that were sampled, "
+            f"as a two-stage detector's are; a one-stage detector has a hundred thousand anchors. Set it to ''."
+        )
+
 
 def _serves(cls, num_classes: int) -> bool:
     """Return whether a loss with its default settings has independent columns only."""
