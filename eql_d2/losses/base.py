@@ -36,8 +36,8 @@ class ClassifierLoss(nn.Module, ABC):
     needs_frequency = False
     #: Whether each row of the scores, background included, sums to one.
     scores_sum_to_one = False
-    #: Whether it is the cross-entropy of a softmax over the logits of the K classes, perhaps with further columns and with
-    #: constants added to them, in which each region has the weight 1.
+    #: Whether it is the cross-entropy of a softmax over the logits of the K classes, perhaps with further columns and
+    #: with constants added to them, in which each region has the weight 1.
     is_softmax = False
     #: Whether regions may be background. A loss with a column for background that can do without takes the constructor
     #: argument ``background``: with False it has K columns, for images, which always show a class.
