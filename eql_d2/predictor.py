@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import Instances, ROIMasks
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import Tensor
 
@@ -99,15 +99,18 @@ class Predictor:
         return next(self.predict([image]))
 
     @torch.no_grad()
-    def predict(self, images: Iterable[np.ndarray]) -> Iterator[Instances]:
+    def predict(self, images: Iterable[np.ndarray], paste_masks: bool = True) -> Iterator[Instances]:
         """Yield the detections of each image, in order, on the CPU; ``batch_size`` images go through the model at once.
 
         Args:
             images: uint8 ``[H, W, 3]`` each, in BGR.
+            paste_masks: whether ``pred_masks`` is a bool tensor ``[N, H, W]``, or else the probabilities within the
+                boxes (``ROIMasks``), which :meth:`draw` and
+                :func:`~eql_d2.evaluation.instances.instances_to_results` take as well.
         """
         batch: List[Dict[str, Any]] = []
         for image in images:
-            batch.append(self.example(image))
+            batch.append({**self.example(image), "paste_masks": paste_masks})
             if len(batch) == self.batch_size:
                 yield from self._forward(batch)
                 batch = []
@@ -133,6 +136,8 @@ class Predictor:
     def draw(self, image: np.ndarray, instances: Instances, confidence_threshold: float = 0.0) -> np.ndarray:
         """Return the image with the detections above a score drawn in, with class names; uint8 BGR ``[H, W, 3]``."""
         kept = instances[instances.scores > confidence_threshold]
+        if kept.has("pred_masks") and isinstance(kept.pred_masks, ROIMasks):
+            kept.pred_masks = kept.pred_masks.to_bitmasks(kept.pred_boxes, *kept.image_size).tensor
         visualizer = Visualizer(image[:, :, ::-1], self.metadata, instance_mode=ColorMode.IMAGE)
         return visualizer.draw_instance_predictions(kept).get_image()[:, :, ::-1]
 

@@ -2,10 +2,12 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from eql_d2 import Predictor
 from eql_d2.commands import predict
 from eql_d2.data.annotations import check_content, read_annotations
 from eql_d2.data.builtin import register_from_config
@@ -63,6 +65,15 @@ def test_a_folder_in_every_format(lvis_folder, command, capsys):
         np.testing.assert_allclose(boxes[:, :4], expected, atol=1e-6)
         np.testing.assert_allclose(boxes[:, 4], [record["score"] for record in of_image], atol=1e-6)
     assert len(list(files["drawn"].iterdir())) == 5
+    # Masks are drawn the same where they were not pasted before.
+    predictor = Predictor(str(lvis_folder / "config.yaml"), weights=str(lvis_folder / "model.pth"))
+    image = cv2.imread(str(lvis_folder / "new" / "0.png"))
+    (unpasted,) = predictor.predict([image], paste_masks=False)
+    drawn = []
+    for instances in (unpasted, predictor(image)):
+        np.random.seed(0)  # of the colours
+        drawn.append(predictor.draw(image, instances, unpasted.scores[5]))
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_thresholds_hold_for_all_that_is_written(lvis_folder, command):

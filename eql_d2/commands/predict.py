@@ -113,7 +113,7 @@ def run_images(predictor: Predictor, args: argparse.Namespace) -> None:
             yield image
 
     start = time.perf_counter()
-    found = predictor.predict(read())
+    found = predictor.predict(read(), paste_masks=False)
     for image_id, path in enumerate(tqdm.tqdm(paths, unit="image"), 1):
         instances, image = next(found), images.popleft()
         height, width = image.shape[:2]
@@ -174,7 +174,8 @@ def run_video(predictor: Predictor, args: argparse.Namespace) -> None:
     if not writer.isOpened():
         raise InputError(f"--output {args.output} cannot be written as a video; name a file that ends in .mp4.")
     for frame in tqdm.tqdm(frames_of(video), total=int(video.get(cv2.CAP_PROP_FRAME_COUNT)), unit="frame"):
-        writer.write(predictor.draw(frame, predictor(frame), args.confidence_threshold))
+        (instances,) = predictor.predict([frame], paste_masks=False)
+        writer.write(predictor.draw(frame, instances, args.confidence_threshold))
     writer.release()
 
 

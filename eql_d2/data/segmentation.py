@@ -217,3 +217,29 @@ def expand(texts: Sequence[bytes]) -> Tuple[np.ndarray, np.ndarray]:
         before = np.where(begins, added - numbers[chain], 0)
         numbers[chain] = added - before[np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))]
     return numbers, ends
+
+
+def compress(lengths: np.ndarray, ends: np.ndarray) -> List[str]:
+    """Return run lengths in COCO's text form (``rleToString``): what :func:`expand` reads, from what it returns.
+
+    Args:
+        lengths: of all masks one after the other, int64 ``[n]``, at most ``MAX_PIXELS``.
+        ends: where those of each mask end, int64; each has at least one.
+    """
+    starts = np.concatenate([[0], ends[:-1]])
+    places = np.arange(len(lengths)) - np.repeat(starts, ends - starts)
+    later = np.flatnonzero(places > 2)
+    numbers = lengths.astype(np.int64)
+    numbers[later] -= lengths[later - 2]
+    magnitudes = np.where(numbers < 0, ~numbers, numbers)
+    widths = 1 + sum((magnitudes >= 1 << bits).astype(np.int64) for bits in range(4, 31, 5))
+    beyond = np.cumsum(widths)
+    text = np.empty(beyond[-1] if len(beyond) else 0, dtype=np.uint8)
+    for place in range(int(widths.max(initial=0))):
+        wider = np.flatnonzero(widths > place)
+        characters = (numbers[wider] >> (5 * place)) & 31
+        characters[widths[wider] > place + 1] |= 32
+        text[beyond[wider] - widths[wider] + place] = characters + 48
+    joined = text.tobytes().decode("ascii")
+    text_ends = beyond[ends - 1].tolist()
+    return [joined[start:end] for start, end in zip([0, *text_ends], text_ends)]

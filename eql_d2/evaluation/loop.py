@@ -37,6 +37,7 @@ def evaluate(
     Returns:
         The metrics on the main process, an empty dict elsewhere.
     """
+    streams = isinstance(evaluator, StreamingEvaluator)
     if isinstance(evaluator, StreamingEvaluator):
         evaluator.reset(resume=resume, weights=weights_digest(model))
         data_loader = without_images(data_loader, evaluator.done)
@@ -47,7 +48,9 @@ def evaluate(
         model.eval()
     try:
         for inputs in with_progress(data_loader):
-            evaluator.process(inputs, model(inputs))
+            # A streaming evaluator writes run lengths, for which the model need not paste its masks.
+            asked = [{**image, "paste_masks": False} for image in inputs] if streams else inputs
+            evaluator.process(inputs, model(asked))
     except BaseException:
         if isinstance(evaluator, StreamingEvaluator):
             evaluator.close()

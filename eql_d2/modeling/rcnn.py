@@ -1,11 +1,13 @@
 """The meta architecture: a GeneralizedRCNN that hands image-level labels to its ROI heads."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 from detectron2.config import configurable
+from detectron2.modeling import detector_postprocess
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances, ROIMasks
 from torch import Tensor
 
 from eql_d2.errors import InputError
@@ -14,12 +16,15 @@ from eql_d2.modeling.ignored import IgnoredRegions, LongTailRPN, ignored_thresho
 
 @META_ARCH_REGISTRY.register()
 class LongTailRCNN(GeneralizedRCNN):
-    """``GeneralizedRCNN`` whose training input may hold ``image_labels``.
+    """``GeneralizedRCNN`` whose training input may hold ``image_labels``, and whose masks need not be pasted.
 
     ``image_labels`` is a dict of two int64 tensors of 0-based labels, ``positive`` and ``negative``, as
     :class:`~eql_d2.data.mapper.LongTailDatasetMapper` makes it. The ROI heads must be of this package.
 
     It may hold ``ignored_boxes`` too: what lies in them is no background, for the RPN as for the ROI heads.
+
+    At test time an image may say ``"paste_masks": False`` beside its ``height`` and ``width``: ``pred_masks`` is then
+    the mask head's probabilities within the final boxes (``ROIMasks``) instead of a bool tensor ``[N, H, W]``.
     """
 
     @configurable
@@ -66,6 +71,32 @@ class LongTailRCNN(GeneralizedRCNN):
             yield
         finally:
             self.proposal_generator.ignored = None
+
+    def inference(
+        self,
+        batched_inputs: List[Dict],
+        detected_instances: Optional[List[Instances]] = None,
+        do_postprocess: bool = True,
+    ):
+        """Same as ``GeneralizedRCNN.inference``, but for ``paste_masks``."""
+        found = super().inference(batched_inputs, detected_instances, do_postprocess=False)
+        if not do_postprocess:
+            return found
+        return [{"instances": _postprocess(*of_image)} for of_image in zip(found, batched_inputs)]
+
+
+def _postprocess(instances: Instances, x: Dict[str, Any]) -> Instances:
+    """Bring the detections of an image to the size that its input asks for."""
+    within_boxes = instances.has("pred_masks") and not x.get("paste_masks", True)
+    if within_boxes:  # under a name that Detectron2 only carries along
+        instances.roi_masks = ROIMasks(instances.pred_masks[:, 0])
+        instances.remove("pred_masks")
+    height, width = instances.image_size
+    instances = detector_postprocess(instances, x.get("height", height), x.get("width", width))
+    if within_boxes:
+        instances.pred_masks = instances.roi_masks
+        instances.remove("roi_masks")
+    return instances
 
 
 def verified_classes(batched_inputs: List[Dict], num_classes: int) -> Optional[Tensor]:

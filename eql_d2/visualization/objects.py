@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
 
-from eql_d2.evaluation.instances import encode_mask
+from eql_d2.evaluation.mask_encoding import encode_mask
 
 
 @dataclass

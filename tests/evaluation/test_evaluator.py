@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset, print_csv_format
 
 from eql_d2.config import AP_FIXED_DETECTIONS, get_cfg, load_config
 from eql_d2.data.frequency import CategoryFrequency
@@ -89,6 +89,16 @@ def test_results_and_files(scene, tmp_path, backend, caplog):
         "per_category_ap.json",
     ]
     print_csv_format(results)
+
+
+def test_models_are_asked_not_to_paste_masks(scene):
+    name, ground_truth, detections = scene
+    model, (loader, _) = Replay(detections), make_loader(ground_truth)
+    asked = []
+    evaluate(lambda batch: asked.extend(batch) or model(batch), loader, LVISEvaluator(name))
+    assert [image["paste_masks"] for image in asked] == [False] * len(ground_truth["images"])
+    evaluate(lambda batch: asked.extend(batch) or model(batch), loader, DatasetEvaluators([]))
+    assert "paste_masks" not in asked[-1]  # any other evaluator gets what it would from Detectron2
 
 
 def test_detectron2_loop_temporary_folder_and_cap(scene):

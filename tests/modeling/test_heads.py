@@ -3,10 +3,11 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances, PolygonMasks, ROIMasks
 from detectron2.utils.events import EventStorage
 
 import eql_d2.modeling  # noqa: F401
+from eql_d2.evaluation.instances import instances_to_results
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.modeling.rcnn import verified_classes
 from tests.conftest import ARCHITECTURES, NUM_CLASSES, square, tiny_config
@@ -66,10 +67,13 @@ def test_trains_and_infers(lvis_folder, architecture, agnostic_mask, loss):
     weight = next(p for n, p in model.named_parameters() if n.endswith("cls_score.weight"))
     assert weight.grad.abs().sum() > 0
     model.eval()
+    image = {**example(), "height": 40, "width": 90}
     with torch.no_grad():
-        instances = model([example()])[0]["instances"]
+        instances, unpasted = (x["instances"] for call in ({}, {"paste_masks": False}) for x in model([{**image, **call}]))
     assert len(instances) == cfg.TEST.DETECTIONS_PER_IMAGE
-    assert instances.pred_masks.shape[1:] == (64, 64)
+    assert instances.pred_masks.shape[1:] == (40, 90) and isinstance(unpasted.pred_masks, ROIMasks)
+    records = [instances_to_results(form, 1, range(NUM_CLASSES)) for form in (instances, unpasted)]
+    assert records[0] == records[1] and all(record["segmentation"] for record in records[0])
     assert ((instances.pred_classes >= 0) & (instances.pred_classes < NUM_CLASSES)).all()
 
 

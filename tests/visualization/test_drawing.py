@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from eql_d2.evaluation.instances import encode_mask
+from eql_d2.evaluation.mask_encoding import encode_mask
 from eql_d2.visualization import drawing
 from eql_d2.visualization.objects import VisualObject, object_of_record
 from tests.conftest import square
