@@ -83,8 +83,8 @@ def print_rows(num_masks: int, case: Tuple[int, int, int, int], rounds: int) -> 
     seconds, memory = cpu_seconds(functions, rounds), [peak_mib(function) for function in functions]
     for program, own_seconds, own_memory in zip(PROGRAMS, seconds, memory):
         print(
-            f"| {height} x {width} | {smallest} to {largest} | {program} | {1000 * own_seconds:.1f} | {own_memory:.0f} | "
-            f"{seconds[0] / own_seconds:.1f}x | {own_memory / memory[0]:.2f}x | yes |"
+            f"| {height} x {width} | {smallest} to {largest} | {program} | {1000 * own_seconds:.1f} | "
+            f"{own_memory:.0f} | {seconds[0] / own_seconds:.1f}x | {own_memory / memory[0]:.2f}x | yes |"
         )
     sys.stdout.flush()
 

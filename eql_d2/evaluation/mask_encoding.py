@@ -1,9 +1,9 @@
-"""From a mask within each box to run lengths in the image, without a pixel of the image.
+"""From masks within boxes to run lengths in the image, without an array as large as the image.
 
-A mask head predicts M x M probabilities in each box. Detectron2 enlarges them to the box by bilinear interpolation, cuts
-at one half and writes the result into an array as large as the image (``paste_masks_in_image``), which pycocotools then
-reads column by column. In one column of pixels the interpolation is a broken line with a corner at each of the M rows of
-the mask, so that its bits change only where that line crosses one half: the run lengths follow from the crossings.
+A mask head predicts M x M probabilities in each box. Detectron2 enlarges them to the box by bilinear interpolation,
+cuts at one half and writes the result into such an array (``paste_masks_in_image``), which pycocotools then reads
+column by column. Along one column of pixels the interpolation is a broken line with a corner at each of the M rows of
+the mask, so that bits change only where the line crosses one half: the run lengths follow from the crossings.
 """
 
 from typing import Any, Dict, Iterator, List, Tuple
@@ -137,8 +137,8 @@ def _profiles(
     """Interpolate along x: what each column of pixels has at the rows of its mask.
 
     Returns:
-        The number of the mask and the column of each, and the probabilities float32 ``[columns, M + 2]``, with a zero at
-        both ends, since what is not of the mask counts as 0.
+        The number of the mask and the column of each, and the probabilities float32 ``[columns, M + 2]``, with a zero
+        at both ends, since what is not of the mask counts as 0.
     """
     size = masks.shape[-1]
     nodes = np.pad(masks.numpy().transpose(0, 2, 1), ((0, 0), (1, 1), (1, 1))).reshape(-1, size + 2)

@@ -69,7 +69,7 @@ def test_trains_and_infers(lvis_folder, architecture, agnostic_mask, loss):
     model.eval()
     image = {**example(), "height": 40, "width": 90}
     with torch.no_grad():
-        instances, unpasted = (x["instances"] for call in ({}, {"paste_masks": False}) for x in model([{**image, **call}]))
+        instances, unpasted = (model([{**image, "paste_masks": paste}])[0]["instances"] for paste in (True, False))
     assert len(instances) == cfg.TEST.DETECTIONS_PER_IMAGE
     assert instances.pred_masks.shape[1:] == (40, 90) and isinstance(unpasted.pred_masks, ROIMasks)
     records = [instances_to_results(form, 1, range(NUM_CLASSES)) for form in (instances, unpasted)]
