@@ -232,7 +232,9 @@ def compress(lengths: np.ndarray, ends: np.ndarray) -> List[str]:
     numbers = lengths.astype(np.int64)
     numbers[later] -= lengths[later - 2]
     magnitudes = np.where(numbers < 0, ~numbers, numbers)
-    widths = 1 + sum((magnitudes >= 1 << bits).astype(np.int64) for bits in range(4, 31, 5))
+    widths = np.ones_like(numbers)
+    for bits in range(4, 31, 5):
+        widths += magnitudes >= 1 << bits
     beyond = np.cumsum(widths)
     text = np.empty(beyond[-1] if len(beyond) else 0, dtype=np.uint8)
     for place in range(int(widths.max(initial=0))):
