@@ -16,6 +16,7 @@ check_detectron2()  # before anything of Detectron2 is imported, so that a wrong
 import detectron2  # noqa: E402
 from detectron2.config import CfgNode as CN  # noqa: E402
 from detectron2.config import get_cfg as get_detectron2_cfg  # noqa: E402
+from detectron2.projects.deeplab import add_deeplab_config  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from fvcore.common.config import CfgNode as YamlReader  # noqa: E402
 
@@ -229,8 +230,9 @@ def _add_training_settings(node: CN) -> None:
 
 
 def get_cfg() -> CN:
-    """Return Detectron2's default config with ``MODEL.LONG_TAIL`` added."""
+    """Return Detectron2's default config, with the keys of its DeepLab project, and ``MODEL.LONG_TAIL`` added."""
     cfg = get_detectron2_cfg()
+    add_deeplab_config(cfg)
     add_eql_config(cfg)
     return cfg
 

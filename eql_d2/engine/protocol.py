@@ -63,6 +63,11 @@ def freeze(model: nn.Module, trainable: str) -> None:
     trained = tuple(f"{name}.{part}" for name, _ in classifier_layers(model) for part in TRAINABLE[trainable])
     if trained and trainable == "box_head":
         trained += ("roi_heads.box_head.",)
+        if not hasattr(model, "roi_heads"):
+            raise InputError(
+                f"MODEL.LONG_TAIL.TRAINABLE is 'box_head', and a {type(model).__name__} has none; 'classifier' and "
+                f"'scale' train its last layer."
+            )
     if not trained:
         raise InputError(
             f"MODEL.LONG_TAIL.TRAINABLE is {trainable!r}, but the model has no box predictor of this package; set "

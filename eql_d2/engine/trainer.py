@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, defaults, hooks
 from detectron2.evaluation import print_csv_format
+from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 
 import eql_d2.modeling  # noqa: F401  (registers the heads)
@@ -196,6 +197,11 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             check_augmentable(cfg, model)
         return model
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        """Return Detectron2's schedule, or its DeepLab project's ``WarmupPolyLR``."""
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg):

@@ -2,7 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, Dict, Optional, Union
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,9 @@ class ClassifierLoss(nn.Module, ABC):
     uses_verified = False
     #: Whether :meth:`forward` takes the quality of each region, its overlap with the object.
     uses_quality = False
+    #: Whether the loss is a mean over regions to which each contributes by itself, given what is kept from step to step
+    #: and what :meth:`in_parts` is told: then the regions of a step may come in several calls.
+    regions_are_independent = True
 
     group_of_class: Optional[Tensor]
 
@@ -129,6 +133,24 @@ class ClassifierLoss(nn.Module, ABC):
                 return loss
             term = self.regularizer(logits[:, : self.num_classes], gt_classes)
             return {**loss, self.regularizer.loss_name: term} if isinstance(loss, dict) else loss + term
+
+    @contextmanager
+    def in_parts(self, gt_classes: Tensor) -> Iterator[None]:
+        """Take the calls of :meth:`forward` in the block for parts of one step: R x K logits need not be there at once.
+
+        The mean of the parts' losses and gradients, weighted by their regions, is that of all regions in one call, and
+        so is what is kept from step to step: it changes when the block ends. Random numbers are drawn for each part.
+
+        Args:
+            gt_classes: int64 ``[R]``, the labels of all parts; regions that are left out have -1.
+
+        Raises:
+            ValueError: if the regions of this loss are not independent (:attr:`regions_are_independent`).
+        """
+        if not self.regions_are_independent:
+            raise ValueError(f"{type(self).__name__} takes the regions of a step in one call.")
+        yield
+        self._gt_classes = gt_classes[gt_classes >= 0]
 
     @abstractmethod
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Union[Tensor, Dict[str, Tensor]]:

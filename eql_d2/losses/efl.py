@@ -35,6 +35,7 @@ class EqualizedFocalLoss(StatefulLoss):
     """
 
     divides_by_foreground = True
+    regions_are_independent = False
 
     pos_grad: Tensor
     neg_grad: Tensor

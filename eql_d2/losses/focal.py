@@ -51,6 +51,7 @@ class FocalLoss(SigmoidLoss):
         self.gamma, self.alpha, self.form = gamma, alpha, form
         self.scores_sum_to_one = form == "bags"
         self.divides_by_foreground = form == "sigmoid"
+        self.regions_are_independent = form == "bags"
 
     @property
     def num_logits(self) -> int:

@@ -40,6 +40,7 @@ class LabelDistributionAwareMarginLoss(SoftmaxColumns):
     """
 
     needs_frequency = True
+    regions_are_independent = False  # re-weighted, the loss is divided by the sum of the weights
 
     margin: Tensor
     weight: Tensor

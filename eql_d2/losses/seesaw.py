@@ -1,7 +1,8 @@
 """Seesaw loss: mitigation by class counts and compensation by mistakes, beside a separate objectness."""
 
 import math
-from typing import Dict, Optional, Tuple
+from contextlib import contextmanager
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class SeesawLoss(StatefulLoss):
         self.p, self.q, self.eps = p, q, eps
         self.register_sum("num_seen", self.num_classes)
         self._parts: Optional[Tuple[Tensor, Tensor]] = None
+        self._is_counted = False
 
     @property
     def num_logits(self) -> int:
@@ -61,6 +63,22 @@ class SeesawLoss(StatefulLoss):
         if self._parts is not None:
             statistics["loss_classes"], statistics["loss_objectness"] = self._parts
         return statistics
+
+    @contextmanager
+    def in_parts(self, gt_classes: Tensor) -> Iterator[None]:
+        self._count(gt_classes[gt_classes >= 0])  # each part sees the counts with all parts
+        with super().in_parts(gt_classes):
+            self._is_counted = True
+            try:
+                yield
+            finally:
+                self._is_counted = False
+        self._parts = None  # of the last part alone
+
+    def _count(self, gt_classes: Tensor) -> None:
+        counts = torch.zeros(self.num_classes + 1, dtype=torch.float64, device=gt_classes.device)
+        counts.index_add_(0, gt_classes, torch.ones_like(gt_classes, dtype=torch.float64))
+        self.accumulate(num_seen=counts[: self.num_classes])
 
     def seesaw_adjustment(self, logits: Tensor, gt_classes: Tensor, out: Tensor) -> Tensor:
         """Return ``log(M_ij C_ij)``, zero at the targets.
@@ -82,9 +100,8 @@ class SeesawLoss(StatefulLoss):
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
         num_classes = self.num_classes
-        counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=logits.device)
-        counts.index_add_(0, gt_classes, torch.ones_like(gt_classes, dtype=torch.float64))
-        self.accumulate(num_seen=counts[:num_classes])
+        if not self._is_counted:
+            self._count(gt_classes)
         with torch.no_grad():
             # One matrix holds the adjusted logits of both softmaxes, and then their gradients.
             gradient = torch.empty_like(logits)

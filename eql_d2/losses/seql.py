@@ -43,6 +43,7 @@ class RandomSoftmaxEqualizationLoss(RandomLoss, SoftmaxColumns):
     """
 
     needs_frequency = True
+    regions_are_independent = True  # one draw for each region and class
 
     tail: Tensor
 

@@ -1,7 +1,8 @@
 """What losses keep from step to step: sums over training, sums over ranks, and reproducible randomness."""
 
 import hashlib
-from typing import Optional
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional
 
 import torch
 from torch import Tensor
@@ -39,6 +40,20 @@ class StatefulLoss(ClassifierLoss):
     that is an error of up to half a percent, always in the same direction, for some kilobytes saved.
     """
 
+    #: What the parts of a step have to add, and their normalizers; ``None`` outside of :meth:`in_parts`.
+    _of_parts: Optional[List[Dict[str, Tensor]]] = None
+
+    @contextmanager
+    def in_parts(self, gt_classes: Tensor) -> Iterator[None]:
+        with super().in_parts(gt_classes):
+            self._of_parts = parts = []
+            try:
+                yield
+            finally:
+                self._of_parts = None
+            if parts:
+                self.accumulate(**{name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]})
+
     def register_sum(self, name: str, size: int) -> None:
         """Add the buffer ``name``, float64 ``[size]`` of zeros."""
         self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
@@ -55,6 +70,9 @@ class StatefulLoss(ClassifierLoss):
             **step: ``[size]`` for each buffer.
         """
         if not self.training:
+            return
+        if self._of_parts is not None:
+            self._of_parts.append(step if normalizer is None else {"normalizer": normalizer, **step})
             return
         parts = [values.reshape(-1).double() for values in step.values()]
         if normalizer is not None:
@@ -110,6 +128,8 @@ class RandomLoss(ClassifierLoss):
     """
 
     random_step: Tensor
+
+    regions_are_independent = False  # most draw from the regions of a step
 
     def __init__(self, categories: Categories, seed: int):
         super().__init__(categories)

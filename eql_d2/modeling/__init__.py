@@ -8,15 +8,25 @@ from eql_d2.modeling.mask_head import LongTailMaskHead
 from eql_d2.modeling.rcnn import LongTailRCNN
 from eql_d2.modeling.retinanet import LongTailRetinaNet
 from eql_d2.modeling.roi_heads import LongTailCascadeROIHeads, LongTailRes5ROIHeads, LongTailStandardROIHeads
+from eql_d2.modeling.sem_seg_head import (
+    LongTailDeepLabV3Head,
+    LongTailDeepLabV3PlusHead,
+    LongTailSemanticSegmentor,
+    LongTailSemSegFPNHead,
+)
 
 __all__ = [
     "LongTailCascadeROIHeads",
     "LongTailClassifier",
+    "LongTailDeepLabV3Head",
+    "LongTailDeepLabV3PlusHead",
     "LongTailMaskHead",
     "LongTailOutputLayers",
     "LongTailRCNN",
     "LongTailRes5ROIHeads",
     "LongTailRetinaNet",
+    "LongTailSemSegFPNHead",
+    "LongTailSemanticSegmentor",
     "LongTailStandardROIHeads",
     "backbones",
     "build_classifier_loss_from_config",

@@ -1,7 +1,7 @@
 """From a config to a classifier loss and a calibration."""
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Mapping, Optional
 
 from eql_d2.data.catalog import category_frequency
 from eql_d2.data.frequency import CategoryFrequency
@@ -35,22 +35,26 @@ def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
     return _regularized(build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {})), node)
 
 
-def build_image_loss_from_config(cfg) -> ClassifierLoss:
-    """Build the loss that ``MODEL.LONG_TAIL.LOSS`` names for images: K logits, since an image always shows a class.
+def build_foreground_loss_from_config(cfg, region: str, head: str = "ROI_HEADS") -> ClassifierLoss:
+    """Build the loss that ``MODEL.LONG_TAIL.LOSS`` names for regions that always show a class: K logits.
 
     As :func:`build_classifier_loss_from_config`, with ``BACKGROUND`` False for the losses that have such a setting.
+
+    Args:
+        cfg: with ``MODEL.LONG_TAIL``.
+        region: what a region is, for the message: "an image", "a pixel".
+        head: the node of ``MODEL`` whose ``NUM_CLASSES`` counts.
 
     Raises:
         InputError: also if the loss has other logits than those of the K classes.
     """
     node = cfg.MODEL.LONG_TAIL
-    categories = _categories(cfg, needs_frequency=CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency)
-    without = {"BACKGROUND": False} if "background" in default_settings(node.LOSS) else {}
-    loss = build_classifier_loss(node.LOSS, categories, {**node.get(node.LOSS, {}), **without})
+    categories = _categories(cfg, CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency, head)
+    loss = build_foreground_loss(node.LOSS, categories, node.get(node.LOSS, {}))
     if loss.has_background_logits:
         raise InputError(
             f"MODEL.LONG_TAIL.LOSS is {node.LOSS!r} with {loss.num_logits} logits for {loss.num_classes} classes: some "
-            f"tell foreground from background, and an image is never background. Choose a loss of the K classes alone, "
+            f"tell foreground from background, and {region} is never background. Choose a loss of the K classes alone, "
             f"such as SOFTMAX, SEQL, SOFTMAX_EQL or SIGMOID, or settings without them (CATEGORY_AGNOSTIC False)."
         )
     return _regularized(loss, node)
@@ -62,12 +66,19 @@ def _regularized(loss: ClassifierLoss, node) -> ClassifierLoss:
     return loss
 
 
-def build_calibration_from_config(cfg, stage: int = 0) -> Optional[Calibration]:
+def build_foreground_loss(name: str, categories: Categories, settings: Mapping[str, Any]) -> ClassifierLoss:
+    """Build the loss ``name`` as :func:`~eql_d2.losses.build_classifier_loss`, without background where it can be."""
+    without = {"BACKGROUND": False} if "background" in default_settings(name) else {}
+    return build_classifier_loss(name, categories, {**settings, **without})
+
+
+def build_calibration_from_config(cfg, stage: int = 0, head: str = "ROI_HEADS") -> Optional[Calibration]:
     """Build what ``MODEL.LONG_TAIL.CALIBRATION.NAME`` names, with the settings of its own node; ``None`` for no name.
 
     Args:
         cfg: with ``MODEL.LONG_TAIL``.
         stage: of the cascade; each stage has logit statistics of its own, see :func:`statistics_file`.
+        head: the node of ``MODEL`` whose ``NUM_CLASSES`` counts.
 
     Raises:
         InputError: for an unknown calibration or setting, statistics or counts that are missing or do not fit.
@@ -76,7 +87,7 @@ def build_calibration_from_config(cfg, stage: int = 0) -> Optional[Calibration]:
     if not node.NAME:
         return None
     kind = CALIBRATION_REGISTRY.get(node.NAME)
-    categories = _categories(cfg, needs_frequency=kind.needs_frequency)
+    categories = _categories(cfg, kind.needs_frequency, head)
     settings = dict(node.get(node.NAME, {}))
     if settings.get("STATISTICS") and kind.is_of_one_stage:
         settings["STATISTICS"] = str(statistics_file(settings["STATISTICS"], stage))
@@ -89,28 +100,28 @@ def statistics_file(path: str, stage: int) -> Path:
     return path.with_name(f"{path.stem}_stage{stage}{path.suffix}") if stage else path
 
 
-def _categories(cfg, needs_frequency: bool) -> Categories:
+def _categories(cfg, needs_frequency: bool, head: str = "ROI_HEADS") -> Categories:
     """Return the category counts, or the number of classes where they cannot be had and are not needed."""
     try:
-        return _checked_frequency(cfg)
+        return _checked_frequency(cfg, head)
     except InputError:
         if needs_frequency:
             raise
-        return cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        return cfg.MODEL[head].NUM_CLASSES
 
 
-def _checked_frequency(cfg) -> CategoryFrequency:
-    frequency_file, num_classes = cfg.MODEL.LONG_TAIL.FREQUENCY, cfg.MODEL.ROI_HEADS.NUM_CLASSES
+def _checked_frequency(cfg, head: str) -> CategoryFrequency:
+    frequency_file, num_classes = cfg.MODEL.LONG_TAIL.FREQUENCY, cfg.MODEL[head].NUM_CLASSES
     frequency = category_frequency(cfg.DATASETS.TRAIN, frequency_file)
     if frequency.num_classes != num_classes:
         if not num_classes:
             raise InputError(
-                "MODEL.ROI_HEADS.NUM_CLASSES is 0, the number of the data's categories: call "
+                f"MODEL.{head}.NUM_CLASSES is 0, the number of the data's categories: call "
                 "eql_d2.data.fit.fit_to_data(cfg) before the model is built, as eql-d2 train does."
             )
         source = frequency_file or ", ".join(cfg.DATASETS.TRAIN)
         raise InputError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {source} has {frequency.num_classes} categories; "
+            f"MODEL.{head}.NUM_CLASSES is {num_classes}, but {source} has {frequency.num_classes} categories; "
             f"the two must be equal."
         )
     return frequency

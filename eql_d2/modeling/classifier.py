@@ -9,7 +9,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from eql_d2.losses import ClassifierLoss
-from eql_d2.modeling.build import build_image_loss_from_config
+from eql_d2.modeling.build import build_foreground_loss_from_config
 from eql_d2.modeling.classifier_layer import ClassifierLayer, classifier_settings
 from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
 
@@ -60,9 +60,10 @@ class LongTailClassifier(nn.Module):
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
         backbone = build_backbone(cfg)
         in_channels = list(backbone.output_shape().values())[-1].channels
+        classifier_loss = build_foreground_loss_from_config(cfg, "an image")
         return {
             "backbone": backbone,
-            "head": ClassifierHead(in_channels, build_image_loss_from_config(cfg), **classifier_settings(cfg)),
+            "head": ClassifierHead(in_channels, classifier_loss, **classifier_settings(cfg)),
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
         }

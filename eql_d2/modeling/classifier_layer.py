@@ -115,16 +115,17 @@ class ClassifierLayer(nn.Module):
             )
 
 
-def classifier_settings(cfg: CfgNode, stage: int = 0) -> Dict[str, Any]:
+def classifier_settings(cfg: CfgNode, stage: int = 0, head: str = "ROI_HEADS") -> Dict[str, Any]:
     """Return the arguments of :meth:`ClassifierLayer.add_classifier` that the config has beside the loss.
 
     Args:
         cfg: with ``MODEL.LONG_TAIL``.
         stage: the classifier's place in a cascade.
+        head: the node of ``MODEL`` whose ``NUM_CLASSES`` counts.
     """
     node = cfg.MODEL.LONG_TAIL
     return {
-        "calibration": build_calibration_from_config(cfg, stage),
+        "calibration": build_calibration_from_config(cfg, stage, head),
         "tau": checked_tau(node.TAU_NORM.TAU),
         "scale": ("logit" if node.LWS.SCALE_BIAS else "weight") if node.TRAINABLE == "scale" else "",
         "normed": normed_settings(cfg, "CLASSIFIER", "TEMPERATURE"),
