@@ -92,6 +92,19 @@ def add_eql_config(cfg: CN) -> None:
     # What a group-of box that is found counts in AP: 1 in the challenge of 2019, 0 leaves such boxes out.
     node.OPEN_IMAGES.GROUP_OF_WEIGHT = 1.0
 
+    node.SEM_SEG = CN()
+    # Folders of images and of index masks to register for semantic segmentation, mappings each: name, images, masks,
+    # classes (a file with a name in each line) and, where they are not 0 and 255, first_label and ignore: the values of
+    # the first class and of no label in the masks. Relative paths start at $DETECTRON2_DATASETS.
+    node.SEM_SEG.DATASETS = []
+    # Groups of classes that mean IoU and accuracy are given for: a class in at most so many training images is rare, or
+    # common; and likewise one whose pixels would fill at most so many images.
+    node.SEM_SEG.RARE_MAX_IMAGES = 10
+    node.SEM_SEG.COMMON_MAX_IMAGES = 100
+    # Where the groups head and body end in the order of the labels, as (20, 75); () is off but for ADE20K-150, whose
+    # are (20, 75) (DisAlign, arXiv 2103.16370).
+    node.SEM_SEG.HEAD_BODY_ENDS = ()
+
     node.CLASSIFICATION = CN()
     # Image classification sets to register, mappings each: name, kind ("cifar", "list", "inaturalist" or "folder") and
     # path, relative to $DETECTRON2_DATASETS; and what the kind takes, see docs/classification.md.

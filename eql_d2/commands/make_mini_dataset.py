@@ -2,10 +2,12 @@
 
     eql-d2 make-mini-dataset --output datasets/mini
     eql-d2 make-mini-dataset --output datasets/mini_openimages --format openimages
+    eql-d2 make-mini-dataset --output datasets/mini_semseg --format masks
     eql-d2 make-mini-dataset --output datasets/photographs --objects cifar100_lt.npz
 
 The first draws shapes; the second gives them the files of Open Images (hierarchy, group-of boxes, verified labels),
-with classes for each shape and a hue, too; the third takes the photographs of a classification set (an .npz with
+with classes for each shape and a hue, too; the third paints them into index masks, for semantic segmentation, with the
+background as the last class; the fourth takes the photographs of a classification set (an .npz with
 x_train, y_train, x_test, y_test and classes, or a CIFAR archive), four to an image. Does nothing if the set is there
 already. ``--statistics`` prints what ``docs/mini_dataset.md`` states.
 """
@@ -81,10 +83,8 @@ def print_statistics(folder: Path) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_arguments(argv)
     output, statistics = args.pop("output"), args.pop("statistics")
-    if statistics and args.get("format") == "openimages":
-        raise InputError(
-            "--statistics are those of LVIS's format; eql-d2 check-dataset prints those of Open Images' files."
-        )
+    if statistics and args.get("format", "lvis") != "lvis":
+        raise InputError("--statistics are those of LVIS's format; eql-d2 check-dataset prints those of other files.")
     generate: Callable[..., Path] = FORMATS[args.pop("format", "lvis")]
     if "objects" in args:
         generate = generate_photograph_dataset

@@ -17,14 +17,16 @@ from eql_d2.data.catalog import (
     check_labels,
     check_registered,
     check_same_categories,
+    class_head,
     describe_dataset,
 )
 from eql_d2.data.copy_paste import CopyPasteMapper
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.ignored import IgnoredBoxes, ignored_boxes
-from eql_d2.data.mapper import LongTailDatasetMapper
+from eql_d2.data.mapper import LongTailDatasetMapper, SegmentationMapper
 from eql_d2.data.records import Record, RecordList, images_of_labels
 from eql_d2.data.samplers import ClassAwareSampler
+from eql_d2.data.semantic import is_segmentation_set, segmentation_records
 from eql_d2.data.stream import IndexBatches, TrainLoader, images_per_process, shared_seed
 from eql_d2.errors import InputError
 
@@ -42,7 +44,8 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> TrainLo
 
     Args:
         cfg: a config with ``MODEL.LONG_TAIL``.
-        mapper: makes an example of a record; :class:`~eql_d2.data.mapper.LongTailDatasetMapper` by default.
+        mapper: makes an example of a record; by default :class:`~eql_d2.data.mapper.LongTailDatasetMapper`, or
+            :class:`~eql_d2.data.mapper.SegmentationMapper` for semantic segmentation.
 
     Raises:
         InputError: if a data set is unknown, has no annotations or nothing to train on, or the number of its categories
@@ -73,6 +76,8 @@ def build_train_mapper(cfg: CfgNode, dataset: Sequence[Record]) -> Mapper:
     Raises:
         InputError: for settings of ``AUGMENT`` that cannot be used.
     """
+    if any(map(is_segmentation_set, cfg.DATASETS.TRAIN)):
+        return SegmentationMapper(cfg, True)
     mapper = LongTailDatasetMapper(cfg, True)
     node = cfg.MODEL.LONG_TAIL.AUGMENT
     if not node.COPY_PASTE:
@@ -103,16 +108,17 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Optional[Mapper] 
     Args:
         cfg: a config with ``MODEL.LONG_TAIL``.
         dataset_name: a registered data set, with or without annotations.
-        mapper: makes an example of a record; :class:`~eql_d2.data.mapper.LongTailDatasetMapper` by default.
+        mapper: makes an example of a record; by default as :func:`build_train_loader`.
 
     Raises:
         InputError: if the data set is unknown or the number of its categories is not that of the model.
     """
     dataset = long_tail_dataset_dicts([dataset_name], filter_empty=False)
     check_num_classes(cfg, [dataset_name])
+    mapper_type = SegmentationMapper if is_segmentation_set(dataset_name) else LongTailDatasetMapper
     return build_detection_test_loader(
         dataset,
-        mapper=mapper or LongTailDatasetMapper(cfg, False, listed_in=describe_dataset(dataset_name)),
+        mapper=mapper or mapper_type(cfg, False, listed_in=describe_dataset(dataset_name)),
         batch_size=1,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
@@ -271,25 +277,34 @@ def epoch_length(cfg: CfgNode, dataset: Sequence[Record]) -> float:
 
 
 def check_num_classes(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Check that the model has as many classes as the data sets.
+    """Check that the model has as many classes as the data sets, and of index masks the same label for none.
 
     Raises:
         InputError: naming both numbers.
     """
-    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for name in names:
+        head = class_head(name)
+        expected = cfg.MODEL[head].NUM_CLASSES
         found = len(MetadataCatalog.get(name).get("thing_classes") or ())
         if found and found != expected:
             hint = " (LVIS v0.5 has 1230 categories, v1 has 1203)" if {found, expected} == {1230, 1203} else ""
             raise InputError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}, but {describe_dataset(name)} has {found} "
-                f"categories{hint}; set MODEL.ROI_HEADS.NUM_CLASSES {found} or choose another data set."
+                f"MODEL.{head}.NUM_CLASSES is {expected}, but {describe_dataset(name)} has {found} "
+                f"categories{hint}; set MODEL.{head}.NUM_CLASSES {found} or choose another data set."
+            )
+        ignored = MetadataCatalog.get(name).get("ignore_label")
+        if is_segmentation_set(name) and ignored != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
+            raise InputError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, but pixels of "
+                f"{describe_dataset(name)} without a label have {ignored}; set it to that."
             )
 
 
 def _load(name: str) -> Sequence[Record]:
     """Return the records of one data set with labels in range, and with image-level labels if it is LVIS."""
     check_registered(name)
+    if is_segmentation_set(name):
+        return segmentation_records(name)
     records = DatasetCatalog.get(name)
     if isinstance(records, RecordList):
         return records

@@ -1,9 +1,9 @@
-"""The data sets that can be named in a config: LVIS v0.5 and v1, Open Images, and those that the config registers.
+"""The data sets that can be named in a config: LVIS, Open Images, ADE20K, and those that the config registers.
 
-Importing this module registers nothing. A name of LVIS or Open Images that a config or a tool uses is registered then,
-below ``$DETECTRON2_DATASETS`` (default ``./datasets``), LVIS's with this package's loader in place of Detectron2's,
-which drops the image-level labels. What another program has registered under such a name is left alone. No file is
-read before a data set is used.
+Importing this module registers nothing. A name of these that a config or a tool uses is registered then, below
+``$DETECTRON2_DATASETS`` (default ``./datasets``), LVIS's with this package's loader in place of Detectron2's, which
+drops the image-level labels, and ADE20K's with one that counts pixels. What another program has registered under such a
+name is left alone. No file is read before a data set is used.
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any, Iterable, Mapping, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES as V0_5_CATEGORIES
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES as V1_CATEGORIES
 
@@ -22,6 +23,7 @@ from eql_d2.data.lvis import load_lvis, register_lvis
 from eql_d2.data.open_images import register_open_images, register_unread
 from eql_d2.data.open_images_table import OpenImagesFiles
 from eql_d2.data.registration import is_registered_here, open_table, register_dataset, set_metadata
+from eql_d2.data.semantic import optional_class_names, read_class_names, register_masks
 from eql_d2.errors import InputError
 
 #: The json of each data set, below the data folder; the images are in COCO's folder beside it.
@@ -39,6 +41,17 @@ _IMAGE_ROOT = "coco/"
 _OPEN_IMAGES_ROOT = "openimages/"
 #: Open Images' challenge of 2019: the split in the names of its files, which is also the folder of its images.
 OPEN_IMAGES_SPLITS = {"openimages_challenge2019_train": "train", "openimages_challenge2019_val": "validation"}
+_ADE20K_150, _ADE20K_FULL = "ADEChallengeData2016", "ADE20K_2021_17_01"
+#: ADE20K: folders of images and of masks below the data folder, before that of the split; the values of class 0 and of
+#: no label. The first has Detectron2's copies of the masks, the second those of the release, the third MaskFormer's.
+ADE20K_FOLDERS = {
+    "ade20k_sem_seg": (f"{_ADE20K_150}/images", f"{_ADE20K_150}/annotations_detectron2", 0, 255),
+    "ade20k_150": (f"{_ADE20K_150}/images", f"{_ADE20K_150}/annotations", 1, 0),
+    "ade20k_full_sem_seg": (f"{_ADE20K_FULL}/images_detectron2", f"{_ADE20K_FULL}/annotations_detectron2", 0, 65535),
+}
+ADE20K_SPLITS = {"train": "training", "val": "validation"}
+#: Classes of ADE20K-full, and the file that may name them, one in each line.
+ADE20K_FULL_CLASSES, ADE20K_FULL_NAMES = 847, f"{_ADE20K_FULL}/classes_847.txt"
 #: The module whose functions stand in Detectron2's catalog for its own LVIS sets.
 _DETECTRON2_LVIS = "detectron2.data.datasets.lvis"
 
@@ -61,7 +74,7 @@ def open_images_files(name: str) -> OpenImagesFiles:
 
 
 def register_builtin(names: Iterable[str]) -> None:
-    """Register those of the names that are LVIS's or Open Images', below :func:`data_root`; others are passed over.
+    """Register those of the names that are LVIS's, Open Images' or ADE20K's, below :func:`data_root`, and no others.
 
     Takes the place of Detectron2's own registration, whose loader drops the image-level labels. A registration by
     another program stays as it is, and so does Detectron2's with another json than its own.
@@ -70,6 +83,8 @@ def register_builtin(names: Iterable[str]) -> None:
         if name not in DatasetCatalog or is_registered_here(name):
             images = os.path.join(data_root(), _OPEN_IMAGES_ROOT, OPEN_IMAGES_SPLITS[name])
             register_unread(name, open_images_files(name), images)
+    for name in names:
+        _register_ade20k(name)
     root = data_root()
     for name in set(names) & set(LVIS_JSON_FILES):
         if name in DatasetCatalog and not (is_registered_here(name) or _is_detectron2s_own(name)):
@@ -93,8 +108,9 @@ def register_from_config(cfg: CfgNode) -> None:
     """Register the data sets of ``MODEL.LONG_TAIL.DATASETS``, ``[name, json, image folder]`` each.
 
     So are those of ``MODEL.LONG_TAIL.CLASSIFICATION.DATASETS``, see :mod:`eql_d2.data.classification`, of
-    ``MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS``, see :func:`open_images_entry`, and those of ``DATASETS.TRAIN`` and
-    ``DATASETS.TEST`` that are LVIS's or Open Images', see :func:`register_builtin`. Relative paths start at
+    ``MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS``, see :func:`open_images_entry`, of
+    ``MODEL.LONG_TAIL.SEM_SEG.DATASETS``, see :func:`register_masks_entry`, and those of ``DATASETS.TRAIN`` and
+    ``DATASETS.TEST`` that are LVIS's, Open Images' or ADE20K's, see :func:`register_builtin`. Relative paths start at
     :func:`data_root`, ``$VARIABLES`` and ``~`` are expanded. A json is in LVIS format if one of its images has
     ``neg_category_ids`` or ``not_exhaustive_category_ids`` or one of its categories has a ``frequency``; otherwise it
     is in COCO format.
@@ -119,6 +135,32 @@ def register_from_config(cfg: CfgNode) -> None:
         _register_image_set_entry(entry)
     for entry in cfg.MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS:
         register_open_images(*open_images_entry(entry))
+    for entry in cfg.MODEL.LONG_TAIL.SEM_SEG.DATASETS:
+        register_masks_entry(entry)
+
+
+def register_masks_entry(entry: Any) -> None:
+    """Register a mapping of ``MODEL.LONG_TAIL.SEM_SEG.DATASETS``.
+
+    Raises:
+        InputError: if it is no mapping of ``name``, ``images``, ``masks`` and ``classes`` to strings and, if it likes,
+            ``first_label`` and ``ignore`` to whole numbers; or as :func:`~eql_d2.data.semantic.register_masks` and
+            :func:`~eql_d2.data.semantic.read_class_names`.
+    """
+    where, strings = "MODEL.LONG_TAIL.SEM_SEG.DATASETS", {"name", "images", "masks", "classes"}
+    if (
+        not isinstance(entry, Mapping)
+        or not strings <= set(entry) <= strings | {"first_label", "ignore"}
+        or not all(isinstance(value, str if key in strings else int) for key, value in entry.items())
+    ):
+        raise InputError(
+            f"{where} has the entry {entry!r}; it must be a mapping with {', '.join(sorted(strings))} and, where they "
+            f"are not 0 and 255, the whole numbers first_label and ignore."
+        )
+    name = entry["name"]
+    paths = {key: resolve_path(entry[key], f"{where}, {name}") for key in ("images", "masks", "classes")}
+    values = {key: entry[key] for key in ("first_label", "ignore") if key in entry}
+    register_masks(name, paths["images"], paths["masks"], read_class_names(paths["classes"]), **values)
 
 
 def open_images_entry(entry: Any) -> Tuple[str, OpenImagesFiles, str]:
@@ -179,6 +221,24 @@ def resolve_path(path: str, where: str) -> str:
     if "://" in expanded:
         return expanded
     return str(Path(data_root(), expanded))
+
+
+def _register_ade20k(name: str) -> None:
+    kind, _, split = name.rpartition("_")
+    if kind not in ADE20K_FOLDERS or split not in ADE20K_SPLITS:
+        return
+    images, masks, first_label, ignore = ADE20K_FOLDERS[kind]
+    folders = [os.path.join(data_root(), folder, ADE20K_SPLITS[split]) for folder in (images, masks)]
+    if name in DatasetCatalog and not (is_registered_here(name) or _is_detectron2s_ade20k(name)):
+        return
+    names = ADE20K_SEM_SEG_CATEGORIES
+    if _ADE20K_FULL in images:
+        names = optional_class_names(os.path.join(data_root(), ADE20K_FULL_NAMES), ADE20K_FULL_CLASSES)
+    register_masks(name, *folders, names, first_label, ignore, replace=True)
+
+
+def _is_detectron2s_ade20k(name: str) -> bool:
+    return DatasetCatalog[name].__module__ == "detectron2.data.datasets.builtin"
 
 
 def _is_triple(entry: Any) -> bool:

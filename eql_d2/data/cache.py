@@ -80,8 +80,11 @@ class Source(Protocol):
 
     def __hash__(self) -> int: ...
 
+    def checksum(self) -> str:
+        """Return what tells this content of the files from any other, without parsing it: :func:`checksum_of`."""
+
     def read(self) -> Tuple[Any, str]:
-        """Return the parsed content, and the SHA-256 of the bytes that it was parsed from (:func:`checksum_of`)."""
+        """Return the parsed content, and the checksum of what it was parsed from."""
 
     def pack(self, content: Any, checksum: str, out: Writer) -> Any:
         """Check the content, write it to ``out`` and return its header."""
@@ -98,6 +101,9 @@ class _JsonFile:
     @property
     def files(self) -> Tuple[str, ...]:
         return (self.path,)
+
+    def checksum(self) -> str:
+        return file_checksum(self.path)
 
     def read(self) -> Tuple[AnnotationFile, str]:
         with open(self.path, "rb") as file:
@@ -139,13 +145,18 @@ def is_worth_caching(files: Sequence[str]) -> bool:
 @lru_cache(maxsize=4)
 def _cached_table(source: Source, _stamps: Tuple[Tuple[int, int, int, int], ...]) -> Any:
     locations = cache_files(source.files[0]) if is_worth_caching(source.files) else []
-    table = _find_or_build(source, locations) if locations else _parse(source, [])
+    table = find_or_build(source, locations) if locations else _parse(source, [])
     for sentence in table.header.losses(source.name):
         logger.warning(sentence)
     return table
 
 
-def _find_or_build(source: Source, locations: List[Path]) -> Any:
+def find_or_build(source: Source, locations: List[Path]) -> Any:
+    """Return the table of annotation files from one of the places where it may be kept, or by parsing them.
+
+    Raises:
+        InputError: as the source does.
+    """
     table = _find_cached(source, locations)
     if table is None:
         with _one_process_at_a_time(source.files[0]) as waited:
@@ -156,7 +167,7 @@ def _find_or_build(source: Source, locations: List[Path]) -> Any:
 
 def _find_cached(source: Source, locations: List[Path]) -> Any:
     existing = list(filter(os.path.exists, locations))
-    checksum = checksum_of(source.files) if existing else ""  # reading the files just for that takes time
+    checksum = source.checksum() if existing else ""  # reading the files just for that takes time
     for location in existing:
         table = _read_cache(location, source, checksum)
         if table is not None:

@@ -13,6 +13,7 @@ from eql_d2.data.builtin import register_builtin
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.records import Record, RecordList, images_of_labels
 from eql_d2.data.registration import open_table
+from eql_d2.data.semantic import is_segmentation_set, segmentation_records
 from eql_d2.errors import InputError
 
 logger = logging.getLogger("detectron2.eql_d2.data")
@@ -22,7 +23,8 @@ def category_frequency(dataset_names: Sequence[str], frequency_file: PathLike = 
     """Return how often each category occurs in a training set.
 
     The counts come from ``frequency_file`` if given; else of each data set, and summed, from ``category_frequency`` in
-    its metadata, from its json, or from its records if it has neither.
+    its metadata, from its json, or from its records if it has neither. Of a set of semantic segmentation, the instances
+    are pixels: they are counted in its index masks, once.
 
     Args:
         dataset_names: registered data sets with equal categories, ``DATASETS.TRAIN``.
@@ -76,9 +78,15 @@ def check_same_categories(names: Sequence[str]) -> None:
 
 
 def describe_dataset(name: str) -> str:
-    """Return the name of a data set with its json, for messages."""
-    json_file = MetadataCatalog.get(name).get("json_file")
-    return f"{name} ({json_file})" if json_file else name
+    """Return the name of a data set with its json or the folder of its masks, for messages."""
+    metadata = MetadataCatalog.get(name)
+    place = metadata.get("json_file") or metadata.get("sem_seg_root")
+    return f"{name} ({place})" if place else name
+
+
+def class_head(name: str) -> str:
+    """Return the node of ``MODEL`` whose ``NUM_CLASSES`` is the number of a data set's classes."""
+    return "SEM_SEG_HEAD" if is_segmentation_set(name) else "ROI_HEADS"
 
 
 def _sum_frequencies(names: Sequence[str]) -> CategoryFrequency:
@@ -115,6 +123,8 @@ def _dataset_frequency(name: str) -> CategoryFrequency:
     known = metadata.get("category_frequency")
     if known is not None:
         return known
+    if is_segmentation_set(name):
+        return segmentation_records(name).frequency
     json_file = metadata.get("json_file")
     if not json_file:
         return frequency_of_records(name)

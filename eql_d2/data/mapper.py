@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
+from detectron2.data.transforms import AugInput
 from detectron2.structures import Boxes
 
 from eql_d2.data.catalog import describe_dataset
 from eql_d2.data.copy_paste import jitter_settings
 from eql_d2.data.ignored import own_ignored_boxes
 from eql_d2.data.image_files import load_image, read_upright_size
+from eql_d2.data.index_masks import read_mask, transform_mask
 from eql_d2.data.records import RecordError
 from eql_d2.data.segmentation import check_polygon, check_run_lengths
 from eql_d2.errors import InputError
@@ -66,7 +68,7 @@ class LongTailDatasetMapper(DatasetMapper):
             self._check_masks(record)
         try:
             read_upright_size(record["file_name"])  # before Detectron2 opens whatever it is
-            example = super().__call__(record)
+            example = self._map(record)
         except SizeMismatchError as error:
             raise self._error(record, f"is of another size than its json says ({error})") from None
         except FileNotFoundError:
@@ -81,6 +83,9 @@ class LongTailDatasetMapper(DatasetMapper):
                 key: torch.as_tensor(image_labels[key], dtype=torch.int64) for key in ("positive", "negative")
             }
         return example
+
+    def _map(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        return super().__call__(record)
 
     def _transform_annotations(self, dataset_dict: Dict[str, Any], transforms: Any, image_shape: Any) -> None:
         """Same as Detectron2's; an image with a run-length mask gets bit masks, whatever ``INPUT.MASK_FORMAT`` is.
@@ -129,6 +134,30 @@ class LongTailDatasetMapper(DatasetMapper):
         return RecordError(
             f"{record['file_name']}, listed in {self.listed_in}, {what}; eql-d2 check-dataset lists all such images."
         )
+
+
+class SegmentationMapper(LongTailDatasetMapper):
+    """Reads and transforms an image with its index mask, of 8 or 16 bits: an example for semantic segmentation.
+
+    It has ``image``, uint8 ``[C, H, W]``, and in training ``sem_seg``, int64 ``[H, W]``: labels ``0..K-1``, and the
+    data set's ``ignore_label`` where there is none. Takes records of
+    :class:`~eql_d2.data.semantic.SegmentationRecords`; arguments as for :class:`LongTailDatasetMapper`.
+
+    Raises:
+        InputError: as :class:`LongTailDatasetMapper` and :func:`~eql_d2.data.index_masks.read_mask`.
+    """
+
+    def _map(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        image = read_image(record["file_name"], format=self.image_format)
+        check_image_size(record, image)
+        mask_file, values = record.pop("sem_seg_file_name"), record.pop("mask_values")
+        labels = read_mask(mask_file, values, image.shape[1::-1]) if self.is_train else None
+        seen = AugInput(image)
+        transforms = self.augmentations(seen)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        if labels is not None:
+            record["sem_seg"] = torch.from_numpy(transform_mask(labels, transforms, values))
+        return record
 
 
 def _unreadable(path: str) -> Optional[str]:

@@ -117,6 +117,9 @@ class _CsvFiles:
     def name(self) -> str:
         return self.paths.boxes
 
+    def checksum(self) -> str:
+        return checksum_of(self.files)
+
     def read(self) -> Tuple[_Content, str]:
         classes = read_classes(self.paths.classes)
         number = {label: k for k, (label, _) in enumerate(classes)}
@@ -142,7 +145,7 @@ class _CsvFiles:
                 boxes.flags[none],
                 0,
             )
-        return _Content(classes, ancestors, boxes, flags, labels), checksum_of(self.files)
+        return _Content(classes, ancestors, boxes, flags, labels), self.checksum()
 
     def pack(self, content: _Content, checksum: str, out: Writer) -> OpenImagesHeader:
         boxes, labels, num_classes = content.boxes, content.labels, len(content.classes)
