@@ -239,6 +239,14 @@ def add_regularizer_settings(node: CN) -> None:
     # Iterations before the term is added; it also waits until each class has had a region.
     node.REGULARIZER.PCB.START = 0
 
+    node.REGULARIZER.ROG = CN()
+    # Factor of the gradient of the ranking.
+    node.REGULARIZER.ROG.LAMBDA = 0.1
+    # A class weighs the regions that it has had to minus this power; 0 weighs all classes alike.
+    node.REGULARIZER.ROG.GAMMA = 1.0
+    # Difference of two logits from which on one is above the other entirely.
+    node.REGULARIZER.ROG.DELTA = 0.5
+
 
 def add_calibration_settings(node: CN) -> None:
     """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""

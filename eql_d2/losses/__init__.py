@@ -29,6 +29,7 @@ from eql_d2.losses.ldam import LabelDistributionAwareMarginLoss
 from eql_d2.losses.pcb import PairwiseClassBalance
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY, build_classifier_loss, default_settings
 from eql_d2.losses.regularizer import REGULARIZER_REGISTRY, Regularizer, add_regularizer
+from eql_d2.losses.rog import RankingRegularizer
 from eql_d2.losses.seesaw import SeesawLoss
 from eql_d2.losses.seql import RandomSoftmaxEqualizationLoss
 from eql_d2.losses.sigmoid import SigmoidLoss
@@ -64,6 +65,7 @@ __all__ = [
     "NorCal",
     "PairwiseClassBalance",
     "RandomSoftmaxEqualizationLoss",
+    "RankingRegularizer",
     "Regularizer",
     "RunningLogitStatistics",
     "SeesawLoss",
