@@ -49,6 +49,9 @@ class RunFolder:
         frequency_file: the counts of the training set that the loss used.
         gradients_file: sums of the :class:`~eql_d2.engine.gradient_hook.GradientHook`.
         statistics_files: what calibrations need, by what it is measured of, where they are not told another place.
+        tuned_file: the best of the constants that eql-d2 calibrate --tune has tried, as a config.
+        tuning_file: the metrics of each of them.
+        tuning_folder: predictions while they are tried, to go on with after an interruption.
         thresholds_file: operating thresholds of the classes, by eql-d2 thresholds.
         console_file: what the processes said that another one started.
     """
@@ -68,6 +71,9 @@ class RunFolder:
             "logits": self.folder / "logit_statistics.pth",
             "boxes": self.folder / "fractal_dimensions.pth",
         }
+        self.tuned_file = self.folder / "tuned.yaml"
+        self.tuning_file = self.folder / "tuning.csv"
+        self.tuning_folder = self.folder / "tuning"
         self.thresholds_file = self.folder / "thresholds.json"
         self.console_file = self.folder / "console.txt"
 

@@ -1,6 +1,8 @@
 """Write the statistics of a data set for MODEL.LONG_TAIL.CALIBRATION: of a model's logits (LOGN), of boxes (FRACAL).
+With --tune, choose the free constants of a calibration, or tau of the tau-normalisation, on held-out data.
 
 eql-d2 calibrate --config-file CONFIG [--output FILE] [--dataset NAME] [--max-images N] MODEL.WEIGHTS FILE
+eql-d2 calibrate --tune --config-file CONFIG --dataset NAME [--metric NAME] [--grid KEY=V,V,...] MODEL.WEIGHTS FILE
 """
 
 from typing import Optional, Sequence

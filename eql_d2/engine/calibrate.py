@@ -18,6 +18,7 @@ from eql_d2.data.fractal import fractal_dimensions_of
 from eql_d2.engine.launch import argument_parser
 from eql_d2.engine.setup import frees_output_dir
 from eql_d2.engine.trainer import Trainer, load_trained_model
+from eql_d2.engine.tune import tune
 from eql_d2.errors import InputError
 from eql_d2.evaluation.loop import with_progress
 from eql_d2.losses import CALIBRATION_REGISTRY, LogitStatistics, LogN, RunningLogitStatistics
@@ -28,13 +29,26 @@ from eql_d2.run_folder import RunFolder
 
 
 def calibrate_parser() -> ArgumentParser:
-    """Return Detectron2's argument parser with the data set, the number of images and the file to write."""
+    """Return Detectron2's argument parser with the data set, the number of images, the file, and what to tune."""
     parser = argument_parser()
     parser.add_argument(
-        "--output", metavar="FILE", help="default: logit_statistics.pth or fractal_dimensions.pth in OUTPUT_DIR"
+        "--output",
+        metavar="FILE",
+        help="default: logit_statistics.pth, fractal_dimensions.pth or, with --tune, tuned.yaml in OUTPUT_DIR",
     )
     parser.add_argument("--dataset", metavar="NAME", help="a registered data set; default: the first of DATASETS.TRAIN")
     parser.add_argument("--max-images", type=int, default=0, metavar="N", help="at most N; 0: all")
+    parser.add_argument("--tune", action="store_true", help="tune the free constants on the held-out --dataset")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="what is tuned for; default: segm/AP, or bbox/AP without masks"
+    )
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=V,V,...",
+        help="values to try of a key below MODEL.LONG_TAIL.CALIBRATION or TAU_NORM; more than once: all combinations",
+    )
     return parser
 
 
@@ -45,6 +59,8 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
     LogN: the mean and standard deviation of each logit of a trained model. ``CALIBRATION.LOGN.REGIONS`` says over which
     regions: all that are classified at test time, or those that training samples, as a running mean over one epoch of
     one image a step and process. FRACAL: the fractal dimension of each class's boxes, for which no model is asked.
+
+    With ``--tune``, see :func:`eql_d2.engine.tune.tune`.
 
     To be called on every process of the run; the statistics are those of all, running ones the first's.
 
@@ -59,12 +75,18 @@ def calibrate(cfg: CfgNode, args: Namespace) -> List[Path]:
         InputError: for a calibration that needs none, weights that are missing or do not fit, an unknown data set, or a
             model without a box predictor of this package.
     """
+    if args.tune:
+        return [tune(cfg, args)]
+    if args.grid or args.metric:
+        raise InputError("--grid and --metric are for --tune.")
     cfg = cfg.clone()
     cfg.defrost()
     name = cfg.MODEL.LONG_TAIL.CALIBRATION.NAME
     statistics_of = CALIBRATION_REGISTRY.get(name).statistics_of if name else LogN.statistics_of
     if not statistics_of:
-        raise InputError(f"MODEL.LONG_TAIL.CALIBRATION.NAME is {name}, which needs no statistics: evaluate as it is.")
+        raise InputError(
+            f"MODEL.LONG_TAIL.CALIBRATION.NAME is {name}, which needs no statistics: evaluate as it is, or --tune."
+        )
     cfg.MODEL.LONG_TAIL.CALIBRATION.NAME = ""
     cfg.MODEL.MASK_ON = False  # only the classifier is asked
     dataset = args.dataset or (cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else "")

@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import logging
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 from detectron2.data import MapDataset
@@ -18,7 +18,6 @@ from eql_d2.evaluation.streaming import StreamingEvaluator
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
 
-@torch.no_grad()
 def evaluate(
     model: Callable, data_loader: Any, evaluator: DatasetEvaluator, resume: bool = False
 ) -> Dict[str, Dict[str, float]]:
@@ -37,28 +36,54 @@ def evaluate(
     Returns:
         The metrics on the main process, an empty dict elsewhere.
     """
-    streams = isinstance(evaluator, StreamingEvaluator)
-    if isinstance(evaluator, StreamingEvaluator):
-        evaluator.reset(resume=resume, weights=weights_digest(model))
-        data_loader = without_images(data_loader, evaluator.done)
-    else:
-        evaluator.reset()
+    return evaluate_each(model, data_loader, [evaluator], lambda inputs: [model(inputs)], resume)[0]
+
+
+@torch.no_grad()
+def evaluate_each(
+    model: Callable,
+    data_loader: Any,
+    evaluators: Sequence[DatasetEvaluator],
+    outputs_of: Callable[[List[Dict[str, Any]]], Iterable[Any]],
+    resume: bool = False,
+) -> List[Dict[str, Dict[str, float]]]:
+    """Evaluate several outputs of one model in one pass over the images, each by an evaluator of its own.
+
+    Args:
+        model, data_loader, resume: as of :func:`evaluate`.
+        evaluators: what takes the predictions.
+        outputs_of: from a batch to the model's output for each evaluator.
+
+    Returns:
+        What :func:`evaluate` returns, for each evaluator.
+    """
+    streaming = [evaluator for evaluator in evaluators if isinstance(evaluator, StreamingEvaluator)]
+    digest = weights_digest(model) if streaming else ""
+    for evaluator in evaluators:
+        if isinstance(evaluator, StreamingEvaluator):
+            evaluator.reset(resume=resume, weights=digest)
+        else:
+            evaluator.reset()
+    streams = len(streaming) == len(evaluators)
+    if streams:
+        data_loader = without_images(data_loader, frozenset.intersection(*(each.done for each in streaming)))
     training = getattr(model, "training", False)
     if isinstance(model, nn.Module):
         model.eval()
     try:
         for inputs in with_progress(data_loader):
-            # A streaming evaluator writes run lengths, for which the model need not paste its masks.
+            # Streaming evaluators write run lengths, for which the model need not paste its masks.
             asked = [{**image, "paste_masks": False} for image in inputs] if streams else inputs
-            evaluator.process(inputs, model(asked))
+            for evaluator, outputs in zip(evaluators, outputs_of(asked)):
+                evaluator.process(inputs, outputs)
     except BaseException:
-        if isinstance(evaluator, StreamingEvaluator):
+        for evaluator in streaming:
             evaluator.close()
         raise
     finally:
         if isinstance(model, nn.Module):
             model.train(training)
-    return evaluator.evaluate() or {}
+    return [evaluator.evaluate() or {} for evaluator in evaluators]
 
 
 def with_progress(data_loader: Any, every_seconds: float = 5.0) -> Iterator[List[Dict[str, Any]]]:

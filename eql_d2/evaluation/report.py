@@ -75,10 +75,10 @@ def format_metrics(evaluations: Evaluations) -> str:
     for (iou_type, fixed), evaluation in evaluations.items():
         names = [metric_name(name, fixed) for name in evaluation.metrics]
         if names != columns:
-            lines += ["" if lines else None, _markdown_row(["", *names]), _markdown_row(["---"] * (len(names) + 1))]
+            lines += ["" if lines else None, markdown_row(["", *names]), markdown_row(["---"] * (len(names) + 1))]
             columns = names
         label = {"bbox": "box", "segm": "mask"}[iou_type]
-        lines.append(_markdown_row([label, *(format_value(value) for value in evaluation.metrics.values())]))
+        lines.append(markdown_row([label, *(format_value(value) for value in evaluation.metrics.values())]))
     return "\n".join(line for line in lines if line is not None)
 
 
@@ -122,5 +122,6 @@ def _plot_column(axes, rows: Sequence[Mapping[str, Any]], column: str) -> None:
         axes.legend(loc="best", fontsize=8)
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """Return a row of a table."""
     return "| " + " | ".join(cells) + " |"

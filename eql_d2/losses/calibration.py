@@ -4,7 +4,8 @@ import io
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from types import MappingProxyType
+from typing import Any, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class Calibration(nn.Module, ABC):
     statistics_of = ""
     #: Whether it knows the logits of one classifier, so that it means nothing for the mean of several stages' logits.
     is_of_one_stage = False
+    #: The arguments that are to be tuned on held-out data, each with the values that ``eql-d2 calibrate --tune`` tries.
+    free_constants: Mapping[str, Sequence[float]] = MappingProxyType({})
 
     def __init__(self, categories: Categories):
         super().__init__()
@@ -69,6 +72,7 @@ class NorCal(Calibration):
     """
 
     needs_frequency = True
+    free_constants = MappingProxyType({"gamma": [tenth / 10 for tenth in range(11)]})
 
     factor: Tensor
 

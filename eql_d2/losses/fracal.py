@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from types import MappingProxyType
 from typing import Union
 
 import torch
@@ -49,6 +50,7 @@ class Fracal(Calibration):
 
     needs_frequency = True
     statistics_of = "boxes"
+    free_constants = MappingProxyType({"lambda_": [half / 2 for half in range(9)]})
 
     offset: Tensor
     divisor: Tensor

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from eql_d2.errors import InputError
 
+#: The values of tau that ``eql-d2 calibrate --tune`` tries.
+TAUS = [tenth / 10 for tenth in range(11)]
+
 
 @torch.no_grad()
 def tau_normalize(

@@ -45,21 +45,29 @@ class ClassifierLayer(nn.Module):
         Raises:
             InputError: for a normed classifier with ``tau``: its weights are equally long already.
         """
-        if normed is not None and tau:
-            raise InputError(
-                "MODEL.LONG_TAIL.TAU_NORM.TAU makes the weights of the classes equally long, which those of "
-                "MODEL.LONG_TAIL.CLASSIFIER normed are already; set it to 0."
-            )
         self.classifier_loss = classifier_loss
-        self.calibration = calibration
-        self.tau, self.scale = tau, scale
+        self.scale = scale
         linear, settings = (nn.Linear, {}) if normed is None else (NormedLinear, normed)
         self.cls_score = linear(in_features, classifier_loss.num_logits, **settings)
+        self.score_by(calibration, tau)
         with torch.no_grad():
             self.cls_score.bias.copy_(classifier_loss.initial_bias())
         self.cls_scale = nn.Parameter(torch.ones(classifier_loss.num_logits)) if scale else None
         # In the checkpoint, since the factors mean another classifier with and without the bias.
         self.register_buffer("cls_scale_of_bias", torch.tensor(scale == "logit") if scale else None)
+
+    def score_by(self, calibration: Optional[Calibration], tau: float) -> None:
+        """Set what is done at test time; ``calibration`` and ``tau`` as of :meth:`add_classifier`.
+
+        Raises:
+            InputError: for a normed classifier with ``tau``: its weights are equally long already.
+        """
+        if isinstance(self.cls_score, NormedLinear) and tau:
+            raise InputError(
+                "MODEL.LONG_TAIL.TAU_NORM.TAU makes the weights of the classes equally long, which those of "
+                "MODEL.LONG_TAIL.CLASSIFIER normed are already; set it to 0."
+            )
+        self.calibration, self.tau = calibration, tau
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits ``[R, num_logits]`` of features ``[R, in_features]``."""
