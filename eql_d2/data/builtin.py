@@ -50,6 +50,8 @@ ADE20K_FOLDERS = {
     "ade20k_full_sem_seg": (f"{_ADE20K_FULL}/images_detectron2", f"{_ADE20K_FULL}/annotations_detectron2", 0, 65535),
 }
 ADE20K_SPLITS = {"train": "training", "val": "validation"}
+#: Where head and body of ADE20K-150's classes end, whose order falls by their pixels (DisAlign, arXiv 2103.16370).
+ADE20K_150_HEAD_BODY_ENDS = (20, 75)
 #: Classes of ADE20K-full, and the file that may name them, one in each line.
 ADE20K_FULL_CLASSES, ADE20K_FULL_NAMES = 847, f"{_ADE20K_FULL}/classes_847.txt"
 #: The module whose functions stand in Detectron2's catalog for its own LVIS sets.
@@ -235,6 +237,8 @@ def _register_ade20k(name: str) -> None:
     if _ADE20K_FULL in images:
         names = optional_class_names(os.path.join(data_root(), ADE20K_FULL_NAMES), ADE20K_FULL_CLASSES)
     register_masks(name, *folders, names, first_label, ignore, replace=True)
+    if names is ADE20K_SEM_SEG_CATEGORIES:
+        set_metadata(name, head_body_ends=ADE20K_150_HEAD_BODY_ENDS)
 
 
 def _is_detectron2s_ade20k(name: str) -> bool:

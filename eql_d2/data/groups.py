@@ -11,12 +11,14 @@ GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 GROUP_COLORS = {"r": "#D55E00", "c": "#E69F00", "f": "#0072B2"}
 
 
-def frequency_group(image_count: int, common_max_images: int = COMMON_MAX_IMAGES) -> str:
+def frequency_group(
+    image_count: float, common_max_images: int = COMMON_MAX_IMAGES, rare_max_images: int = RARE_MAX_IMAGES
+) -> str:
     """Return LVIS's letter for a class in ``image_count`` training images: r (1-10), c (11-100) or f (more).
 
-    A small data set may have another upper bound of c.
+    A small data set may have other upper bounds.
     """
-    if image_count <= RARE_MAX_IMAGES:
+    if image_count <= rare_max_images:
         return "r"
     return "c" if image_count <= common_max_images else "f"
 

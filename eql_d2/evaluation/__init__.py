@@ -1,4 +1,4 @@
-"""Evaluation: AP of LVIS, COCO and Open Images sets, streamed predictions, per-category tables.
+"""Evaluation: AP of LVIS, COCO and Open Images sets, IoU of segmentation, streamed predictions, per-category tables.
 
 The names below are imported on first use, so that re-scoring a results file loads neither torch nor Detectron2.
 """
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from eql_d2.evaluation.loop import evaluate
     from eql_d2.evaluation.open_images import open_images_ap
     from eql_d2.evaluation.open_images_evaluator import OpenImagesEvaluator
+    from eql_d2.evaluation.sem_seg import SegmentationEvaluator
 
 _HOME = {
     "COCOEvaluator": "evaluator",
     "Evaluation": "backends",
     "LVISEvaluator": "evaluator",
     "OpenImagesEvaluator": "open_images_evaluator",
+    "SegmentationEvaluator": "sem_seg",
     "build_evaluator": "build",
     "evaluate": "loop",
     "evaluate_results": "backends",
@@ -31,6 +33,7 @@ __all__ = [
     "Evaluation",
     "LVISEvaluator",
     "OpenImagesEvaluator",
+    "SegmentationEvaluator",
     "build_evaluator",
     "evaluate",
     "evaluate_results",

@@ -13,11 +13,13 @@ from eql_d2.data.classification import EVALUATOR_TYPE as CLASSIFICATION
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.open_images import EVALUATOR_TYPE as OPEN_IMAGES
 from eql_d2.data.registration import open_table
+from eql_d2.data.semantic import EVALUATOR_TYPE as SEM_SEG
 from eql_d2.errors import InputError
 from eql_d2.evaluation.classification import ClassificationEvaluator
 from eql_d2.evaluation.evaluator import COCOEvaluator, LVISEvaluator
 from eql_d2.evaluation.metrics import FIXED_DETECTIONS_PER_CATEGORY
 from eql_d2.evaluation.open_images_evaluator import OpenImagesEvaluator
+from eql_d2.evaluation.sem_seg import SegmentationEvaluator
 from eql_d2.evaluation.streaming import StreamingEvaluator
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
@@ -27,13 +29,14 @@ _EVALUATORS = {"lvis": LVISEvaluator, "coco": COCOEvaluator}
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str, frequency: Optional[CategoryFrequency] = None
-) -> Union[StreamingEvaluator, ClassificationEvaluator]:
+) -> Union[StreamingEvaluator, ClassificationEvaluator, SegmentationEvaluator]:
     """Build the evaluator that a data set's metadata (``evaluator_type``) asks for.
 
-    Open Images' reads ``MODEL.LONG_TAIL.OPEN_IMAGES``; it counts every detection that the model returns. LVIS's and
-    COCO's read ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``, ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``,
-    which is also the cap of the evaluation. On an LVIS-format set, and with ``AP_FIXED``, that cap is ``AP_CAP``
-    (LVIS's 300) at most, so that a model may return more without changing AP. Of a model that returns fewer than
+    Semantic segmentation's reads ``MODEL.LONG_TAIL.SEM_SEG``. Open Images' reads ``OPEN_IMAGES``; it counts every
+    detection that the model returns. LVIS's and COCO's read ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``,
+    ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``, which is also the cap of the evaluation. On an LVIS-format set,
+    and with ``AP_FIXED``, that cap is ``AP_CAP`` (LVIS's 300) at most, so that a model may return more without changing
+    AP. Of a model that returns fewer than
     AP-fixed can count, a warning says so.
 
     Args:
@@ -49,6 +52,16 @@ def build_evaluator(
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind == CLASSIFICATION:
         return ClassificationEvaluator(dataset_name, output_dir, frequency or _training_frequency(cfg))
+    if kind == SEM_SEG:
+        node = cfg.MODEL.LONG_TAIL.SEM_SEG
+        return SegmentationEvaluator(
+            dataset_name,
+            output_dir,
+            frequency or _training_frequency(cfg),
+            rare_max=node.RARE_MAX_IMAGES,
+            common_max=node.COMMON_MAX_IMAGES,
+            head_body_ends=node.HEAD_BODY_ENDS or MetadataCatalog.get(dataset_name).get("head_body_ends", ()),
+        )
     if kind == OPEN_IMAGES:
         return OpenImagesEvaluator(
             dataset_name,
@@ -61,7 +74,7 @@ def build_evaluator(
     if kind not in _EVALUATORS:
         raise InputError(
             f"The data set {dataset_name!r} has evaluator_type {kind!r}; there are evaluators for "
-            f"{', '.join(map(repr, (*_EVALUATORS, OPEN_IMAGES, CLASSIFICATION)))}."
+            f"{', '.join(map(repr, (*_EVALUATORS, OPEN_IMAGES, CLASSIFICATION, SEM_SEG)))}."
         )
     max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
     if cfg.MODEL.LONG_TAIL.AP_CAP < 1:
