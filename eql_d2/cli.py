@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train or evaluate a config, on one or many processes",
     "train-two-stage": "train a detector, then its classifier alone",
     "evaluate": "score a results file in LVIS or COCO format",
+    "ensemble": "merge the results files of several detectors into one",
     "calibrate": "collect the logit statistics of a trained model",
     "thresholds": "the score from which each class is shown, from a validation set",
     "schedule": "images of an epoch, iterations and epochs of a config on its data",

@@ -27,6 +27,7 @@ FAILING = {
     "train": ["--config-file", "absent.yaml"],
     "train-two-stage": ["--stage1", "absent.yaml", "--stage2", "absent.yaml"],
     "evaluate": ["absent.json", "--annotations", "absent.json"],
+    "ensemble": ["absent.json", "--output", "{out}/merged.json"],
     "calibrate": ["--config-file", "absent.yaml"],
     "thresholds": ["absent"],
     "schedule": ["--config-file", "absent.yaml"],

@@ -8,7 +8,21 @@ import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Any,
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 from eql_d2.errors import InputError, cannot_write
 from eql_d2.files import whole_file
@@ -33,6 +47,21 @@ class Layout(NamedTuple):
     end: bytes
     encode: Callable[[Sequence[Any]], bytes]
     decode: Callable[[bytes], bytes]
+
+    def write(self, target: BinaryIO, images: Iterable[bytes]) -> None:
+        """Write a whole results file.
+
+        Args:
+            target: an open file.
+            images: what the file has of each image, as :attr:`decode` gives it; only one is in memory at a time.
+        """
+        target.write(self.start)
+        separator = b"\n"
+        for detections in images:
+            if detections:
+                target.write(separator + detections)
+                separator = self.separator
+        target.write(self.end)
 
 
 #: A json list of detections.
@@ -151,14 +180,7 @@ class PredictionStore:
         """
         entries = {entry[0]: entry for entry in self._entries()}
         with whole_file(path) as target:
-            target.write(self.layout.start)
-            separator = b"\n"
-            for line in _read_in_order(entries):
-                detections = self.layout.decode(line)
-                if detections:
-                    target.write(separator + detections)
-                    separator = self.layout.separator
-            target.write(self.layout.end)
+            self.layout.write(target, map(self.layout.decode, _read_in_order(entries)))
         return len(entries)
 
     def delete(self) -> None:
