@@ -13,6 +13,7 @@ from eql_d2.losses import ClassifierLoss
 from eql_d2.losses.calibration import Calibration
 from eql_d2.modeling.build import build_classifier_loss_from_config
 from eql_d2.modeling.classifier_layer import ClassifierLayer, classifier_settings
+from eql_d2.modeling.frozen import is_frozen
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
 
@@ -93,6 +94,8 @@ class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
     def losses(self, predictions: Tuple[Tensor, Tensor], proposals: List[Instances]) -> Dict[str, Tensor]:
         """Return ``loss_cls`` (or the named parts that the classifier loss gives) and ``loss_box_reg``.
 
+        The latter is left out in training where the regression is frozen.
+
         Args:
             predictions: logits ``[R, num_logits]`` and box deltas or features, as :meth:`forward` returns them.
             proposals: labelled proposals, one per image, together R regions. A field ``verified [R_i, K]`` is handed to
@@ -100,19 +103,23 @@ class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
         """
         logits, deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
-        if self.training and self.gather_deltas:
-            deltas = self._deltas_of_gt_classes(deltas, gt_classes)
         has_verified = all(p.has("verified") for p in proposals)
         verified = cat([p.verified for p in proposals]) if has_verified else None
 
         classification = self.classifier_loss(logits, gt_classes, verified)
         losses = dict(classification) if isinstance(classification, dict) else {"loss_cls": classification}
+        if not (self.training and is_frozen(self.bbox_pred)):
+            losses["loss_box_reg"] = self._regression_loss(deltas, proposals, gt_classes)
+        self._log(logits, gt_classes)
+        return {name: value * self.loss_weight.get(name, 1.0) for name, value in losses.items()}
+
+    def _regression_loss(self, deltas: Tensor, proposals: List[Instances], gt_classes: Tensor) -> Tensor:
+        if self.training and self.gather_deltas:
+            deltas = self._deltas_of_gt_classes(deltas, gt_classes)
         proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals])
         # Images without ground truth have no gt_boxes; all of their regions are background, so any box will do.
         gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-        losses["loss_box_reg"] = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
-        self._log(logits, gt_classes)
-        return {name: value * self.loss_weight.get(name, 1.0) for name, value in losses.items()}
+        return self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
 
     @torch.no_grad()
     def _log(self, logits: Tensor, gt_classes: Tensor) -> None:

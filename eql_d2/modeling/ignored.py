@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, Instances, pairwise_ioa
 from torch import Tensor
 
 from eql_d2.errors import InputError
+from eql_d2.modeling.frozen import is_frozen
 
 
 class IgnoredRegions:
@@ -54,10 +55,10 @@ def ignored_threshold(cfg) -> float:
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class LongTailRPN(RPN):
-    """``RPN`` that samples no background anchor which lies in an ignored region.
+    """``RPN`` that samples no background anchor which lies in an ignored region, and has no losses where it is frozen.
 
-    :class:`~eql_d2.modeling.rcnn.LongTailRCNN` builds it where the config names ``RPN``; without ignored regions it is
-    the same.
+    :class:`~eql_d2.modeling.rcnn.LongTailRCNN` builds it where the config names ``RPN``; else it is the same. A frozen
+    one samples its anchors as ever, so that the random numbers after them, those of the ROI heads, stay what they are.
 
     Attributes:
         ignored: of the batch; set by the meta architecture for one forward pass.
@@ -80,3 +81,7 @@ class LongTailRPN(RPN):
             label = torch.where(self.ignored.cover(self._images, self._joined) & (label == 0), -1, label)
         self._images += 1
         return super()._subsample_labels(label)
+
+    def losses(self, *args, **kwargs) -> Dict[str, Tensor]:
+        """Same as ``RPN.losses``; none where no parameter is trained."""
+        return {} if is_frozen(self) else super().losses(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from unittest.mock import patch
 
 import torch
 from detectron2.config import configurable
@@ -12,6 +13,7 @@ from torch import Tensor
 from eql_d2.errors import InputError
 from eql_d2.losses.base import widen
 from eql_d2.modeling.box_predictor import LongTailOutputLayers, split_by_image
+from eql_d2.modeling.frozen import is_frozen
 from eql_d2.modeling.ignored import IgnoredRegions
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 
@@ -70,6 +72,13 @@ class ImageLabelsMixin:
         # The objects' own boxes, which are added to the proposals to sample from, are never background.
         proposals = self._without_ignored(proposals, is_foreground)
         return self._attach_image_labels(super().label_and_sample_proposals(proposals, targets))
+
+    def forward(self, images, features, proposals, targets=None):
+        """Same as Detectron2's; no masks are computed in training where the mask head is frozen."""
+        if not (self.training and self.mask_on and is_frozen(self.mask_head)):
+            return super().forward(images, features, proposals, targets)
+        with patch.object(self, "mask_on", False):
+            return super().forward(images, features, proposals, targets)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -93,6 +93,32 @@ def test_nothing_else_moves(lvis_folder, architecture, trainable):
         assert moved - trained  # EQL v2 did accumulate gradients
 
 
+@pytest.mark.parametrize("trainable", TRAINED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_trains_nothing_is_not_computed(lvis_folder, architecture, trainable, monkeypatch):
+    """No loss of a frozen part, but the same sampled regions, gradients and random numbers afterwards, to the bit."""
+    torch.manual_seed(3)
+    model = Trainer.build_model(tiny_config(lvis_folder, architecture, "SOFTMAX", *protocol_of(trainable))).train()
+    steps = []
+    for skips in (True, False):
+        if not skips:
+            for name in ("box_predictor", "roi_heads", "ignored"):
+                monkeypatch.setattr(f"eql_d2.modeling.{name}.is_frozen", lambda module: False)
+        torch.manual_seed(0)
+        model.zero_grad()
+        with EventStorage():
+            losses = model([example(), example(classes=(1,), seed=1)])
+        sum(losses.values()).backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        steps.append((losses, gradients, torch.get_rng_state()))
+    (skipping, gradients, state), (whole, expected, expected_state) = steps
+    trained = "cls|box_reg" if trainable == "box_head" else "cls"
+    assert set(skipping) == {name for name in whole if re.fullmatch(rf"loss_({trained})(_stage\d)?", name)}
+    assert {"loss_mask", "loss_rpn_cls", "loss_rpn_loc"} < set(whole)
+    assert all(torch.equal(value, whole[name]) for name, value in skipping.items())
+    assert all(map(torch.equal, gradients, expected)) and torch.equal(state, expected_state)
+
+
 def test_all_moves_by_default(lvis_folder):
     """The check above can fail: without freezing, backbone, statistics of batch norm and box regression move."""
     trainer = trainer_of(stage2(lvis_folder, trained_weights(lvis_folder), loss="SOFTMAX"))
