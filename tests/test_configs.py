@@ -23,8 +23,9 @@ from eql_d2.losses import (
 from eql_d2.losses.fracal import save_dimensions
 from tests.conftest import CONFIGS, ROOT
 
-#: The detectors; tests/test_classification_configs.py has the classifiers.
-LEAVES = [path for path in leaves() if CONFIGS / "classification" not in path.parents]
+#: The detectors; tests/test_classification_configs.py and test_segmentation_configs.py have the others.
+OTHERS = {CONFIGS / "classification", CONFIGS / "segmentation", CONFIGS / "mini_semseg"}
+LEAVES = [path for path in leaves() if not OTHERS & set(path.parents)]
 #: Folders of the configs that are no method's.
 SETS = ("mini", "mini_openimages", "photographs", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
