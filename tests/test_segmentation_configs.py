@@ -1,4 +1,4 @@
-"""Every config of semantic segmentation builds its model with the loss and head that its name says, and its protocol."""
+"""Every config of semantic segmentation builds its model with the loss and the head that its name says."""
 
 import pytest
 from detectron2.modeling import build_model
@@ -12,7 +12,7 @@ FOLDERS = {"ade20k_150": 150, "ade20k_full": 847, "mini_semseg": 61}
 LEAVES = sorted(
     path for path in CONFIGS.rglob("*.yaml") if path.parent.name in FOLDERS and not path.name.startswith("Base-")
 )
-#: The losses that the issue of segmentation names: each has a leaf in every folder.
+#: The losses that have a leaf in every folder.
 METHODS = ["balanced_softmax", "class_balanced", "eql", "eql_v2", "seesaw", "seql", "sigmoid", "softmax", "softmax_eql"]
 
 pytestmark = pytest.mark.usefixtures("without_initial_values")

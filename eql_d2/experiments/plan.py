@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 import eql_d2
 from eql_d2.config import flatten, get_cfg, load_config
@@ -18,8 +19,11 @@ from eql_d2.data.builtin import (
     data_root,
     open_images_entry,
     open_images_files,
+    register_builtin,
+    register_masks_entry,
     resolve_path,
 )
+from eql_d2.data.semantic import is_segmentation_set, segmentation_records
 from eql_d2.errors import InputError
 from eql_d2.experiments.jobs import TRAIN
 from eql_d2.experiments.spec import PREPARATION_SEED, Table, TableRow
@@ -164,7 +168,7 @@ def runs_of(table: Table, runs_dir: Path, code: str = "") -> Dict[Tuple[str, int
 
 
 def annotation_files(cfg: CfgNode) -> List[Path]:
-    """Return the annotation files of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+    """Return the annotation files of ``DATASETS.TRAIN`` and ``DATASETS.TEST``; index masks are such, too.
 
     Raises:
         InputError: if one is missing or its data set is not known.
@@ -175,7 +179,14 @@ def annotation_files(cfg: CfgNode) -> List[Path]:
     files = []
     open_images = {name: files for name, files, _ in map(open_images_entry, cfg.MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS)}
     open_images = {**{name: open_images_files(name) for name in OPEN_IMAGES_SPLITS}, **open_images}
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for entry in cfg.MODEL.LONG_TAIL.SEM_SEG.DATASETS:
+        register_masks_entry(entry)
+    register_builtin({*names}.difference(given, images, builtin, open_images))
+    for name in names:
+        if name in DatasetCatalog and is_segmentation_set(name):
+            files += [Path(mask) for mask in segmentation_records(name).table.masks.masks]
+            continue
         if name in images:
             files += _files_at(resolve_path(images[name], name), name)
             continue
@@ -186,7 +197,7 @@ def annotation_files(cfg: CfgNode) -> List[Path]:
         path = given.get(name) or builtin.get(name)
         if path is None:
             raise InputError(
-                f"DATASETS names {name!r}, which neither the config registers nor LVIS or Open Images has."
+                f"DATASETS names {name!r}, which neither the config registers nor LVIS, Open Images or ADE20K has."
             )
         if not Path(path).is_file():
             raise InputError(f"{path}: there is no such file; it should hold the annotations of {name}.")

@@ -48,8 +48,8 @@ NOTES = {
     "[docs/results.md](docs/results.md).",
     "mini_openimages": "A small copy of Open Images: its files, its metric, its groups; nothing is published for it. "
     "The set is in [docs/mini_dataset.md](docs/mini_dataset.md).",
-    "segmentation": "The numbers of The Equalization Losses on ADE20K could not be recovered, and of Semantic FPN with these "
-    "losses none are published. None was run here; [docs/segmentation.md](docs/segmentation.md) has the memory they take.",
+    "segmentation": "The numbers of The Equalization Losses on ADE20K could not be recovered, and of these models with "
+    "these losses none are known. None was run here; [docs/segmentation.md](docs/segmentation.md) is about them.",
     "mini_semseg": "A small copy of a segmentation set; nothing is published for it. The set is in "
     "[docs/mini_dataset.md](docs/mini_dataset.md), what was measured in [docs/results.md](docs/results.md).",
     "photographs": "Made to see what holds beyond generated shapes; nothing is published for it. The set and the "

@@ -145,9 +145,10 @@ class ClassifierLoss(nn.Module, ABC):
             gt_classes: int64 ``[R]``, the labels of all parts; regions that are left out have -1.
 
         Raises:
-            ValueError: if the regions of this loss are not independent (:attr:`regions_are_independent`).
+            ValueError: if the regions of this loss are not independent (:attr:`regions_are_independent`), or it has a
+                regulariser.
         """
-        if not self.regions_are_independent:
+        if not self.regions_are_independent or self.regularizer is not None:
             raise ValueError(f"{type(self).__name__} takes the regions of a step in one call.")
         yield
         self._gt_classes = gt_classes[gt_classes >= 0]

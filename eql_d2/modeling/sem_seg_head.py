@@ -241,8 +241,13 @@ def check_serves_pixels(loss: ClassifierLoss) -> None:
 
     Raises:
         InputError: if it has logits beside those of the K classes, or its regions depend on each other; the message
-            names the losses that serve.
+            names the losses that serve. For a regulariser beside it, which ranks all regions of a step.
     """
+    if loss.regularizer is not None:
+        raise InputError(
+            f"MODEL.LONG_TAIL.REGULARIZER.NAME is {loss.regularizer.name!r}, which compares the regions of a step with "
+            f"each other, and there are too many pixels for that; set it to ''."
+        )
     if not _serves(loss):
         counts = CategoryFrequency.from_counts([1] * loss.num_classes, num_images=loss.num_classes + 1)
         serving = [name for name, _ in CLASSIFIER_LOSS_REGISTRY if _serves(build_foreground_loss(name, counts, {}))]

@@ -90,6 +90,11 @@ def test_a_loss_that_cannot_serve_is_refused_by_name(lvis_folder, loss):
     assert "never background" in str(caught.value) or f"trained with {', '.join(SERVING)}." in str(caught.value)
 
 
+def test_a_regulariser_is_refused(lvis_folder):
+    with pytest.raises(InputError, match=r"REGULARIZER.NAME is 'ROG'"):
+        build_model(config(lvis_folder, "SIGMOID", "MODEL.LONG_TAIL.REGULARIZER.NAME", "ROG"))
+
+
 class _Head(PixelClassifier, torch.nn.Module):
     """The classifier alone, on features that are given."""
 
