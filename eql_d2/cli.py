@@ -30,6 +30,7 @@ COMMANDS = {
     "visualize-results": "draw the ground truth beside the detections of models",
     "configs": "list the configs of the package, or print where they lie",
     "check-dataset": "check a data set in LVIS or COCO format",
+    "merge": "several data sets as one file in LVIS format, with what each image verifies",
     "make-mini-dataset": "generate a small long-tailed data set, of shapes or of photographs",
     "demo": "generate the data, train five classifiers, print one table, draw one picture",
     "install-detectron2": "install the pinned Detectron2, unless there is one",

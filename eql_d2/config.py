@@ -71,6 +71,11 @@ def add_eql_config(cfg: CN) -> None:
     # Detections of an image that AP counts on LVIS-format sets, LVIS's 300, however many the model returns.
     node.AP_CAP = 300
 
+    # What a class is to the regions of an image that does not verify it, that is neither shows it nor says that it is
+    # absent: "loss" (whatever the loss makes of it; most take it for a negative), or "exempt" (no negative gradient;
+    # losses with a softmax or a column for background cannot). docs/merged_data.md has the rule.
+    node.UNVERIFIED = "loss"
+
     node.IGNORED = CN()
     # Boxes under which nothing is background in training, mappings each: dataset (of DATASETS.TRAIN), json (in LVIS or
     # COCO format, of the same images) and, if wanted, categories (names; all by default) and match ("id", or

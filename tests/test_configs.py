@@ -27,7 +27,7 @@ from tests.conftest import CONFIGS, ROOT
 OTHERS = {CONFIGS / "classification", CONFIGS / "segmentation", CONFIGS / "mini_semseg"}
 LEAVES = [path for path in leaves() if not OTHERS & set(path.parents)]
 #: Folders of the configs that are no method's.
-SETS = ("mini", "mini_openimages", "photographs", "real")
+SETS = ("mini", "mini_openimages", "mini_partly", "photographs", "real")
 LOSSES = {name.lower() for name, _ in CLASSIFIER_LOSS_REGISTRY}
 CALIBRATIONS = {name.lower() for name, _ in CALIBRATION_REGISTRY}
 REGULARIZERS = {name.lower() for name, _ in REGULARIZER_REGISTRY}
@@ -136,7 +136,7 @@ def test_leaf(path, counts_folder):
         assert (f"_{depth}_" in path.name) <= (depth == cfg.MODEL.RESNETS.DEPTH)
     resnets = cfg.MODEL.RESNETS
     width = (
-        32 if path.parent.name in ("mini", "mini_openimages", "photographs") else 64
+        32 if path.parent.name in ("mini", "mini_openimages", "mini_partly", "photographs") else 64
     )  # the mini model is half as wide as ResNet-50
     groups = (64, 4, False) if "X_101_64x4d" in path.name else (1, width, resnets.STRIDE_IN_1X1)
     assert groups == (resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP, resnets.STRIDE_IN_1X1)

@@ -3,13 +3,15 @@
     eql-d2 make-mini-dataset --output datasets/mini
     eql-d2 make-mini-dataset --output datasets/mini_openimages --format openimages
     eql-d2 make-mini-dataset --output datasets/mini_semseg --format masks
+    eql-d2 make-mini-dataset --output datasets/mini_partly --format partly
     eql-d2 make-mini-dataset --output datasets/photographs --objects cifar100_lt.npz
 
 The first draws shapes; the second gives them the files of Open Images (hierarchy, group-of boxes, verified labels),
 with classes for each shape and a hue, too; the third paints them into index masks, for semantic segmentation, with the
-background as the last class; the fourth takes the photographs of a classification set (an .npz with
-x_train, y_train, x_test, y_test and classes, or a CIFAR archive), four to an image. Does nothing if the set is there
-already. ``--statistics`` prints what ``docs/mini_dataset.md`` states.
+background as the last class; the fourth makes two sets of the training images, each with half of the classes labelled,
+and merges them (docs/merged_data.md); the fifth takes the photographs of a classification set (an .npz with x_train,
+y_train, x_test, y_test and classes, or a CIFAR archive), four to an image. Does nothing if the set is there already.
+``--statistics`` prints what ``docs/mini_dataset.md`` states.
 """
 
 import argparse

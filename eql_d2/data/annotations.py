@@ -20,7 +20,6 @@ from typing import (
     Iterator,
     List,
     Mapping,
-    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -32,6 +31,7 @@ import numpy as np
 
 from eql_d2.data import segmentation
 from eql_d2.data.groups import frequency_group, given_groups
+from eql_d2.data.image_labels import Source, wrong_sources
 from eql_d2.errors import InputError
 
 PathLike = Union[str, os.PathLike]
@@ -69,6 +69,7 @@ class Image(msgspec.Struct):
     coco_url: str = ""
     neg_category_ids: Optional[List[int]] = None
     not_exhaustive_category_ids: Optional[List[int]] = None
+    source: Any = ""  # of other programs' files it may be anything; it counts where the file has ``sources``
 
 
 class Annotation(msgspec.Struct, gc=False):
@@ -103,21 +104,13 @@ class CategoryCounts(msgspec.Struct, frozen=True):
     groups_are_given: bool
 
 
-class ImageLevelLabels(NamedTuple):
-    """Sorted contiguous labels of the categories that are verified to be in an image and not to be in it, and of those
-    whose instances are not all annotated."""
-
-    positive: List[int]
-    negative: List[int]
-    not_exhaustive: List[int]
-
-
 class AnnotationFile(msgspec.Struct):
     """A whole json. ``annotations`` is ``None`` for a test set, whose json has images and categories only."""
 
     images: List[Image]
     categories: List[Category]
     annotations: Optional[List[Annotation]] = None
+    sources: List[Source] = []
 
     @property
     def is_lvis(self) -> bool:
@@ -126,8 +119,8 @@ class AnnotationFile(msgspec.Struct):
 
     @property
     def has_image_labels(self) -> bool:
-        """Whether any image says which categories were looked for and not found."""
-        return any(
+        """Whether any image says which categories were looked for and not found, or its source does."""
+        return bool(self.sources) or any(
             image.neg_category_ids is not None or image.not_exhaustive_category_ids is not None for image in self.images
         )
 
@@ -184,27 +177,6 @@ class AnnotationFile(msgspec.Struct):
 def contiguous_ids(categories: Iterable[Category]) -> Dict[int, int]:
     """Map category ids, which may have gaps, to ``0..K-1`` in the order of the ids."""
     return {category_id: label for label, category_id in enumerate(sorted(category.id for category in categories))}
-
-
-def image_level_labels(image: Image, annotations: Sequence[Annotation], labels: Dict[int, int]) -> ImageLevelLabels:
-    """Return the image-level labels of an image.
-
-    Args:
-        image: of the file.
-        annotations: all of the image: a class that only a crowd or an invalid polygon shows is there all the same.
-        labels: contiguous label of each category id.
-    """
-    return ImageLevelLabels(
-        *(
-            sorted({labels[category_id] for category_id in ids or ()})
-            for ids in (positive_ids(annotations), image.neg_category_ids, image.not_exhaustive_category_ids)
-        )
-    )
-
-
-def positive_ids(annotations: Iterable[Annotation]) -> List[int]:
-    """Return the ids of the categories that the annotations of an image show, crowd regions too."""
-    return sorted({annotation.category_id for annotation in annotations})
 
 
 _FILE_DECODER = msgspec.json.Decoder(AnnotationFile)
@@ -321,6 +293,8 @@ def check_content(content: AnnotationFile, path: PathLike, allow_ignore: bool = 
                         f"{path}: image {image.id} has {category_id} in {field}, which is not in 'categories' "
                         f"({describe_ids(category_ids)})."
                     )
+    for wrong in wrong_sources(content.sources, content.images, category_ids):
+        raise InputError(f"{path}: {wrong}.")
     annotations = content.annotations or ()
     _check_unique("annotation", (annotation.id for annotation in annotations), path)
     for annotation in annotations:

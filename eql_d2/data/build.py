@@ -60,6 +60,7 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> TrainLo
         )
     dataset = long_tail_dataset_dicts(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, ignored_boxes(cfg, names))
     check_num_classes(cfg, names)
+    _check_unverified(cfg, names, dataset)
     for name in names:
         if MetadataCatalog.get(name).get("has_annotations") is False:
             raise InputError(f"{describe_dataset(name)} has no annotations and cannot be in DATASETS.TRAIN.")
@@ -297,6 +298,23 @@ def check_num_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             raise InputError(
                 f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, but pixels of "
                 f"{describe_dataset(name)} without a label have {ignored}; set it to that."
+            )
+
+
+def _check_unverified(cfg: CfgNode, names: Sequence[str], dataset: Sequence[Record]) -> None:
+    """Warn where what a source did not label is taken for background; see that there is something to exempt by."""
+    exempt = cfg.MODEL.LONG_TAIL.UNVERIFIED == "exempt"
+    for name, records in zip(names, dataset.parts if isinstance(dataset, ConcatenatedRecords) else [dataset]):
+        if exempt and "image_labels" not in records[0]:
+            raise InputError(
+                f"MODEL.LONG_TAIL.UNVERIFIED is 'exempt', but no image of {describe_dataset(name)} says which classes "
+                f"it verifies; set it to 'loss', or let eql-d2 merge write the set with an exhaustive source."
+            )
+        if not exempt and MetadataCatalog.get(name).get("partly_labelled"):
+            logger.warning(
+                f"{name} has sources that did not label all classes, and MODEL.LONG_TAIL.UNVERIFIED is 'loss': to "
+                f"{cfg.MODEL.LONG_TAIL.LOSS} what a source did not label is whatever it makes of unverified classes, "
+                f"for most losses background. 'exempt' spares them."
             )
 
 

@@ -44,7 +44,7 @@ ENVIRONMENT_VARIABLE = "EQL_D2_CACHE"
 
 # Records, header, footer. The last characters are the version of the format: change them with what is packed.
 _FOOTER = struct.Struct("<QI8s")  # where the header starts, CRC-32 of all before the footer, the magic
-_MAGIC = b"EQLD2-04"
+_MAGIC = b"EQLD2-05"
 _CHUNK = 4 * 2**20
 
 

@@ -15,12 +15,12 @@ from eql_d2.data.annotations import (
     decode_segmentation,
     duplicates,
     parse_annotations,
-    positive_ids,
     readable_json,
     wrong_values,
 )
 from eql_d2.data.ground_truth import doubled_annotations, ids_without_area
 from eql_d2.data.image_files import load_image, upright_size
+from eql_d2.data.image_labels import positive_ids, wrong_sources
 from eql_d2.data.lvis import FileNaming, choose_file_naming
 from eql_d2.data.records import image_record
 from eql_d2.data.segmentation import is_valid_polygon
@@ -284,6 +284,8 @@ def _check_categories_used(content: AnnotationFile, report: Report) -> None:
 
 def _check_image_labels(content: AnnotationFile, report: Report) -> None:
     category_ids = set(content.contiguous_ids)
+    for wrong in wrong_sources(content.sources, content.images, category_ids):
+        report.add("sources that do not fit the images or the categories", wrong)
     by_image = content.annotations_by_image()
     for image in content.images:
         negative = image.neg_category_ids or []

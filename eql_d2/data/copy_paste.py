@@ -113,7 +113,9 @@ class CopyPasteMapper:
         """Return the example of a record, as the mapper makes it, with objects pasted in."""
         example = self._mapper(record)
         instances = example["instances"]
-        if not instances.has("gt_masks"):  # an image without an object
+        if not instances.has("gt_masks"):
+            if len(instances):  # of a source without masks: nothing can be pasted over its objects
+                return example
             instances.gt_masks = BitMasks(torch.zeros(0, *instances.image_size, dtype=torch.bool))
         if np.random.rand() < self._probability:
             self._paste_into(example)
@@ -130,7 +132,7 @@ class CopyPasteMapper:
         else:
             other = self._mapper(self._dataset[np.random.randint(len(self._dataset))])
             chosen = torch.from_numpy(np.random.rand(len(other["instances"])) < 0.5)
-        if chosen.any():
+        if chosen.any() and other["instances"].has("gt_masks"):
             paste(example, other["image"], other["instances"][chosen])
 
 

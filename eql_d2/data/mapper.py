@@ -32,6 +32,8 @@ class LongTailDatasetMapper(DatasetMapper):
     With ignored regions (``MODEL.LONG_TAIL.IGNORED``) an example has ``ignored_boxes`` too, float32 ``[M, 4]``: left,
     top, right, bottom in pixels of the transformed image, what is cropped away left out.
 
+    An image whose record has ``has_masks`` False gives instances without ``gt_masks``, where masks are trained too.
+
     Args:
         args, kwargs: as for Detectron2's mapper: ``(cfg, is_train)`` or its explicit arguments.
         listed_in: the data set that names the images, for messages.
@@ -64,7 +66,7 @@ class LongTailDatasetMapper(DatasetMapper):
         """
         record = copy.copy(dataset_dict)
         image_labels = record.pop("image_labels", None)
-        if self.is_train and self.use_instance_mask:
+        if self.is_train and self.use_instance_mask and record.get("has_masks", True):
             self._check_masks(record)
         try:
             read_upright_size(record["file_name"])  # before Detectron2 opens whatever it is
@@ -101,7 +103,11 @@ class LongTailDatasetMapper(DatasetMapper):
         ):
             mapper = copy.copy(self)
             mapper.instance_mask_format = "bitmask"
-        if all(annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
+        without_masks = not dataset_dict.get("has_masks", True)
+        if without_masks:
+            for annotation in dataset_dict["annotations"]:
+                annotation.pop("segmentation", None)
+        if without_masks or all(annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
             mapper = copy.copy(mapper)
             mapper.recompute_boxes = False  # Detectron2 would ask masks for them that are not there
         super(LongTailDatasetMapper, mapper)._transform_annotations(dataset_dict, transforms, image_shape)

@@ -23,10 +23,10 @@ from eql_d2.data.annotations import (
     check_content,
     contiguous_ids,
     decode_segmentation,
-    image_level_labels,
 )
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.image_files import leads_out
+from eql_d2.data.image_labels import Source, add_source, image_level_labels
 from eql_d2.data.segmentation import MAX_COORDINATE, is_plainly_polygons, is_valid_polygon
 from eql_d2.errors import InputError
 
@@ -67,6 +67,7 @@ class Header(msgspec.Struct):
         num_left_out: instances without a valid polygon.
         num_orphans: annotations of images that are not listed.
         names_lead_out: whether the name of an image may lead out of the image folder, as ``/etc/x`` and ``../x`` do.
+        sources: of a merged file, with contiguous labels in the place of ids.
     """
 
     checksum: str
@@ -82,6 +83,7 @@ class Header(msgspec.Struct):
     num_left_out: int = 0
     num_orphans: int = 0
     names_lead_out: bool = False
+    sources: List[Source] = []
 
     def table(self, buffer: Any, reopen: Optional[tuple] = None) -> "AnnotationTable":
         """Return the table over the packed records; arguments as for :class:`AnnotationTable`."""
@@ -119,6 +121,7 @@ class AnnotationTable:
         self._annotation_ends = np.frombuffer(header.annotation_ends, dtype=np.int64)
         self._classes = np.frombuffer(header.annotation_classes, dtype=np.int32)
         self._crowd = np.frombuffer(header.annotation_crowd, dtype=bool)
+        self._sources = {source.name: source for source in header.sources}
 
     def __reduce__(self):
         return self._reopen or (AnnotationTable, (bytes(self._buffer), self.header))
@@ -146,6 +149,7 @@ class AnnotationTable:
                 annotation["bbox_mode"] = BoxMode.XYWH_ABS
                 if polygons is not None:
                     annotation["segmentation"] = polygons
+        add_source(record, self._sources)
         return record
 
     def labels(self, rows: np.ndarray, with_crowd: bool = True) -> Tuple[np.ndarray, np.ndarray]:
@@ -306,7 +310,7 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: Writer) ->
     position = 0
     for image in sorted(content.images, key=lambda image: image.id):
         annotations = by_image[image.id]
-        record = image_record(image)
+        record = {**image_record(image), **({"source": image.source} if content.sources else {})}
         image_labels = image_level_labels(image, annotations, labels) if has_image_labels else None
         if image_labels is not None:
             record["not_exhaustive_category_ids"] = image_labels.not_exhaustive
@@ -340,6 +344,10 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: Writer) ->
             for image in content.images
             for name in (image.file_name, "/".join(image.coco_url.split("/")[-2:]))
         ),
+        sources=[
+            Source(one.name, sorted({labels[id_] for id_ in one.exhaustive_category_ids}), one.has_masks)
+            for one in content.sources
+        ],
     )
 
 

@@ -97,6 +97,9 @@ def set_table_metadata(name: str, table: AnnotationTable) -> None:
         thing_dataset_id_to_contiguous_id=table.contiguous_ids,
         frequency_groups=list(table.frequency.groups),
         has_annotations=table.header.has_annotations,
+        partly_labelled=any(
+            len(source.exhaustive_category_ids) < len(table.class_names) for source in table.header.sources
+        ),
     )
 
 

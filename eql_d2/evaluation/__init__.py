@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eql_d2.evaluation.open_images import open_images_ap
     from eql_d2.evaluation.open_images_evaluator import OpenImagesEvaluator
     from eql_d2.evaluation.sem_seg import SegmentationEvaluator
+    from eql_d2.evaluation.sources import evaluate_sources
 
 _HOME = {
     "COCOEvaluator": "evaluator",
@@ -24,6 +25,7 @@ _HOME = {
     "build_evaluator": "build",
     "evaluate": "loop",
     "evaluate_results": "backends",
+    "evaluate_sources": "sources",
     "evaluate_tasks": "backends",
     "open_images_ap": "open_images",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "build_evaluator",
     "evaluate",
     "evaluate_results",
+    "evaluate_sources",
     "evaluate_tasks",
     "open_images_ap",
 ]

@@ -119,6 +119,10 @@ def evaluate_tasks(
     content = read_annotations(annotations)
     source = source_name(annotations, "annotations")
     check_content(content, source, allow_ignore=True)
+    if content.sources:
+        raise InputError(
+            f"{source} was merged of several sources; eql_d2.evaluation.evaluate_sources knows what they verify."
+        )
     if not content.has_annotations:
         raise InputError(f"{source} has no 'annotations', so nothing can be evaluated on it.")
     program = hotcoco_backend if choose_backend(backend) == "hotcoco" else reference_backend

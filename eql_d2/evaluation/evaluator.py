@@ -14,7 +14,7 @@ from eql_d2.data.annotations import read_annotations
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.ground_truth import listed_images
 from eql_d2.errors import InputError
-from eql_d2.evaluation.backends import choose_backend, evaluate_tasks
+from eql_d2.evaluation.backends import choose_backend
 from eql_d2.evaluation.instances import instances_to_results
 from eql_d2.evaluation.report import (
     CATEGORY_TABLE,
@@ -25,6 +25,7 @@ from eql_d2.evaluation.report import (
     write_category_json,
 )
 from eql_d2.evaluation.results_file import first_record
+from eql_d2.evaluation.sources import OF_SOURCES, evaluate_sources
 from eql_d2.evaluation.streaming import StreamingEvaluator
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
@@ -106,8 +107,11 @@ class InstanceEvaluator(StreamingEvaluator):
         return listed_images(self._json_file)
 
     def score(self, path: Path) -> Dict[str, Dict[str, float]]:
-        """Score a results file; see :class:`~eql_d2.evaluation.streaming.StreamingEvaluator`."""
-        evaluations = evaluate_tasks(
+        """Score a results file; see :class:`~eql_d2.evaluation.streaming.StreamingEvaluator`.
+
+        Of a merged file each source has metrics of its own too, as ``AP[coco]``.
+        """
+        by_source = evaluate_sources(
             self._json_file,
             path,
             self._scorable_tasks(path),
@@ -117,6 +121,7 @@ class InstanceEvaluator(StreamingEvaluator):
             groups=self._groups,
             protocol=self.protocol,
         )
+        evaluations = by_source.pop("")
         rows = category_rows(evaluations, self._training_counts())
         write_category_csv(rows, path.with_name(f"{CATEGORY_TABLE}.csv"))
         write_category_json(rows, path.with_name(f"{CATEGORY_TABLE}.json"))
@@ -125,6 +130,12 @@ class InstanceEvaluator(StreamingEvaluator):
         for (task, fixed), evaluation in evaluations.items():
             named = {metric_name(name, fixed): 100 * value for name, value in evaluation.metrics.items()}
             results.setdefault(task, OrderedDict()).update(named)
+        for source, of_source in by_source.items():
+            logger.info("Of these, on the images of source %s:\n%s", source, format_metrics(of_source))
+            for (task, fixed), evaluation in of_source.items():
+                results[task].update(
+                    {f"{metric_name(n, fixed)}[{source}]": 100 * evaluation.metrics[n] for n in OF_SOURCES}
+                )
         return results
 
     def _scorable_tasks(self, path: Path) -> List[str]:

@@ -5,7 +5,6 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from eql_d2.data.annotations import check_content, read_annotations
 from eql_d2.errors import InputError
-from eql_d2.evaluation.backends import evaluate_tasks
 from eql_d2.evaluation.report import (
     category_rows,
     count_column,
@@ -15,6 +14,7 @@ from eql_d2.evaluation.report import (
     write_category_json,
 )
 from eql_d2.evaluation.results_file import first_record
+from eql_d2.evaluation.sources import evaluate_sources
 
 _DEFAULT_CAP = {"lvis": 300, "coco": 100}
 _WRITERS = {".csv": write_category_csv, ".json": write_category_json}
@@ -53,7 +53,7 @@ def rescore(
     protocol = "lvis" if content.is_lvis else "coco"
     del content
     groups, training_counts = _training_set(train_json) if train_json is not None else ({}, None)
-    evaluations = evaluate_tasks(
+    by_source = evaluate_sources(
         annotations,
         results,
         iou_type or iou_types_of(results),
@@ -63,8 +63,9 @@ def rescore(
         groups=groups,
         protocol=protocol,
     )
-    _write_categories(category_rows(evaluations, training_counts), per_category, plot, annotations)
-    return f"{protocol.upper()} protocol, AP and AR in percent\n\n{format_metrics(evaluations)}"
+    _write_categories(category_rows(by_source[""], training_counts), per_category, plot, annotations)
+    tables = [f"Source {name}\n\n" * bool(name) + format_metrics(found) for name, found in by_source.items()]
+    return f"{protocol.upper()} protocol, AP and AR in percent\n\n" + "\n\n".join(tables)
 
 
 def rescore_open_images(

@@ -48,6 +48,8 @@ class ClassifierLoss(nn.Module, ABC):
     divides_by_foreground = False
     #: Whether the loss looks at the image-level labels; a caller to whom they cost memory may ask.
     uses_verified = False
+    #: Whether a class is spared in regions of images that do not verify it, see :meth:`spare_unverified`.
+    spares_unverified = False
     #: Whether :meth:`forward` takes the quality of each region, its overlap with the object.
     uses_quality = False
     #: Whether the loss is a mean over regions to which each contributes by itself, given what is kept from step to step
@@ -91,6 +93,30 @@ class ClassifierLoss(nn.Module, ABC):
         """
         return self.num_logits > self.num_classes
 
+    @property
+    def has_independent_columns(self) -> bool:
+        """Whether the columns are the K classes alone, each with a probability of its own."""
+        return not (self.has_background_logits or self.scores_sum_to_one)
+
+    def spare_unverified(self) -> None:
+        """From now on give no negative gradient to a class in the regions of images that do not verify it.
+
+        The loss of class j in region r then has the weight 1 of the loss's own rule where j is verified in r's image or
+        is r's class, and 0 elsewhere: nobody knows whether j is in the picture. What a loss with state sums up is
+        without these entries too. A softmax, or a column for background, cannot do so: an object that is not labelled
+        would still be an example of background.
+
+        Raises:
+            InputError: for such a loss.
+        """
+        if not self.has_independent_columns:
+            raise InputError(
+                f"MODEL.LONG_TAIL.UNVERIFIED is 'exempt', but LOSS {self.name} has a softmax or a column for "
+                f"background, for which an object that is not labelled is background all the same; choose a loss of "
+                f"independent columns, such as SIGMOID, EQL, FEDERATED or FOCAL, or set UNVERIFIED to 'loss'."
+            )
+        self.spares_unverified = self.uses_verified = True
+
     def initial_bias(self) -> Tensor:
         """Return the initial bias of each logit, float32 ``[num_logits]``. Zero unless the method has a prior."""
         return torch.zeros(self.num_logits)
@@ -128,7 +154,10 @@ class ClassifierLoss(nn.Module, ABC):
         self._gt_classes = gt_classes
         with torch.autocast(logits.device.type, enabled=False):
             logits = widen(logits)
-            loss = self.loss(logits, gt_classes, verified)
+            spared = logits
+            if self.spares_unverified and verified is not None:
+                spared = without_unverified(logits, gt_classes, verified)
+            loss = self.loss(spared, gt_classes, verified)
             if self.regularizer is None:
                 return loss
             term = self.regularizer(logits[:, : self.num_classes], gt_classes)
@@ -232,6 +261,24 @@ class SoftmaxColumns(ClassifierLoss):
 def widen(logits: Tensor) -> Tensor:
     """Return ``logits`` in float32, or unchanged if they are float64: loss arithmetic is never in half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+#: A logit at which the loss of a negative and its gradient are zero in float32 and float64.
+IMPOSSIBLE = -1e4
+
+
+def without_unverified(logits: Tensor, gt_classes: Tensor, verified: Tensor) -> Tensor:
+    """Return ``logits [R, K]`` with those that are neither verified nor their region's class at :data:`IMPOSSIBLE`.
+
+    What is replaced gets no gradient, and to a loss of independent columns counts for nothing.
+
+    Args:
+        logits: float32 or float64 ``[R, K]``.
+        gt_classes: int64 ``[R]`` in ``0..K``.
+        verified: bool ``[R, K]``.
+    """
+    spared = F.pad(~verified, (0, 1)).scatter_(1, gt_classes.unsqueeze(1), False)
+    return logits.masked_fill(spared[:, :-1], IMPOSSIBLE)
 
 
 def sigmoid_prior_bias(num_logits: int, prior: float) -> Tensor:

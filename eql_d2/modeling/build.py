@@ -27,12 +27,17 @@ def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
     where they cannot be had.
 
     Raises:
-        InputError: for an unknown loss or setting, or if the counts are of another number of classes than
-            ``MODEL.ROI_HEADS.NUM_CLASSES``.
+        InputError: for an unknown loss or setting, one that cannot do what ``UNVERIFIED`` says, or if the counts are of
+            another number of classes than ``MODEL.ROI_HEADS.NUM_CLASSES``.
     """
     node = cfg.MODEL.LONG_TAIL
     categories = _categories(cfg, needs_frequency=CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency)
-    return _regularized(build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {})), node)
+    loss = build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {}))
+    if node.UNVERIFIED not in ("loss", "exempt"):
+        raise InputError(f"MODEL.LONG_TAIL.UNVERIFIED is {node.UNVERIFIED!r}; there are 'loss' and 'exempt'.")
+    if node.UNVERIFIED == "exempt":
+        loss.spare_unverified()
+    return _regularized(loss, node)
 
 
 def build_foreground_loss_from_config(cfg, region: str, head: str = "ROI_HEADS") -> ClassifierLoss:

@@ -5,7 +5,7 @@ in training, that of the predicted class at test time. With 1230 classes, the ot
 (EQL's authors gave up class-specific masks for it, arXiv 2003.05176).
 """
 
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from detectron2.config import configurable
@@ -54,17 +54,19 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         return ret
 
     def forward(self, x: Tensor, instances: List[Instances]) -> Union[Dict[str, Tensor], List[Instances]]:
-        """Compute the mask loss, or add the predicted masks.
+        """Compute the mask loss, or add the predicted masks. Regions of images without masks give no mask loss.
 
         Args:
             x: region features, float ``[R, C, H, W]``.
-            instances: the R regions, image by image. With ``gt_classes``, ``gt_masks`` and ``proposal_boxes`` in
-                training, with ``pred_classes`` otherwise.
+            instances: the R regions, image by image. With ``gt_classes``, ``proposal_boxes`` and, but for images of a
+                source without masks, ``gt_masks`` in training, with ``pred_classes`` otherwise.
 
         Returns:
             ``{"loss_mask": scalar}`` in training; otherwise ``instances``, each with ``pred_masks``, probabilities
             ``[R_i, 1, H', W']``.
         """
+        if self.training:
+            x, instances = of_images_with_masks(x, instances)
         if self.predictor.out_channels == 1:
             return super().forward(x, instances)
         field = "gt_classes" if self.training else "pred_classes"
@@ -110,3 +112,13 @@ class LongTailMaskHead(MaskRCNNConvUpsampleHead):
         if not isinstance(self.predictor, NormedConv2d):
             check_not_normed(state_dict, f"{prefix}predictor", "MODEL.LONG_TAIL.MASK_PREDICTOR")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def of_images_with_masks(x: Tensor, instances: List[Instances]) -> Tuple[Tensor, List[Instances]]:
+    """Return features ``[R, ...]`` and regions without those of images whose objects have no ``gt_masks``."""
+    have_masks = [one.has("gt_masks") or len(one) == 0 for one in instances]
+    if all(have_masks):
+        return x, instances
+    parts = x.split([len(one) for one in instances])
+    x = torch.cat([part if kept else part[:0] for part, kept in zip(parts, have_masks)])
+    return x, [one if kept else one[:0] for one, kept in zip(instances, have_masks)]

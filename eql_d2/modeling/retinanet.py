@@ -363,7 +363,7 @@ def _iou_of_pairs(boxes: Tensor, targets: Tensor) -> Tensor:
 
 def _check_loss(loss: ClassifierLoss) -> None:
     """Refuse a loss with other columns than the K classes."""
-    if loss.has_background_logits or not loss.background or loss.scores_sum_to_one:
+    if not (loss.has_independent_columns and loss.background):
         serving = sorted(name for name, cls in CLASSIFIER_LOSS_REGISTRY if _serves(cls, loss.num_classes))
         raise InputError(
             f"MODEL.LONG_TAIL.LOSS is {loss.name!r}, whose columns are not {loss.num_classes} independent classes; a "
@@ -380,4 +380,4 @@ def _check_loss(loss: ClassifierLoss) -> None:
 def _serves(cls, num_classes: int) -> bool:
     """Return whether a loss with its default settings has independent columns only."""
     loss = cls(CategoryFrequency.from_counts([1] * num_classes, num_images=num_classes + 1))
-    return not (loss.has_background_logits or loss.scores_sum_to_one)
+    return loss.has_independent_columns

@@ -1,0 +1,285 @@
+"""One file in LVIS format of several data sets: one label space, each image with what its source verified.
+
+A mapping file says which data sets, and which of their categories is which of the merged file's
+(``docs/merged_data.md``). What is written is an ordinary file in LVIS format with ``sources``
+(:class:`~eql_d2.data.image_labels.Source`), which everything else takes as it is.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, Union
+
+import msgspec
+import numpy as np
+
+from eql_d2.data.annotations import AnnotationFile, Image, PathLike, check_content, parse_annotations, readable_json
+from eql_d2.data.image_labels import Source
+from eql_d2.data.lvis import choose_file_naming
+from eql_d2.data.merge_mapping import MergedSource, MergeMapping, TargetCategories, map_categories
+from eql_d2.data.records import image_record
+from eql_d2.errors import InputError
+from eql_d2.files import whole_file
+
+logger = logging.getLogger("detectron2.eql_d2.data")
+
+
+class _Areas(msgspec.Struct):
+    """What the reader of annotations leaves out and a merged file keeps."""
+
+    annotations: Optional[List["_Area"]] = None
+
+
+class _Area(msgspec.Struct, gc=False):
+    area: Optional[float] = None
+
+
+@dataclass
+class SourceReport:
+    """What became of one data set.
+
+    Attributes:
+        name: of the source.
+        images: that it brought.
+        annotations: that are in the merged file.
+        left_out: of categories that are in no class of the merged file.
+        elsewhere: of images that are not in the set it adds to.
+        verified_absent: dropped, because the image they are in says that it does not show the class.
+        doubled: dropped, because the image has the same object already.
+        classes: of the merged file that it knows.
+    """
+
+    name: str
+    classes: int
+    images: int = 0
+    annotations: int = 0
+    left_out: int = 0
+    elsewhere: int = 0
+    verified_absent: int = 0
+    doubled: int = 0
+
+    def __str__(self) -> str:
+        dropped = {
+            "of categories left out": self.left_out,
+            "in images that the other set lacks": self.elsewhere,
+            "of classes verified absent": self.verified_absent,
+            "that were there already": self.doubled,
+        }
+        words = ", ".join(f"{count:,} {what}" for what, count in dropped.items() if count)
+        kept = f"{self.images:,} images, {self.annotations:,} annotations, {self.classes} classes"
+        return f"{self.name}: {kept}" + (f"; not taken: {words}" if words else "")
+
+
+@dataclass
+class _Merged:
+    """The merged file while it grows."""
+
+    images: Dict[int, Dict[str, Any]] = field(default_factory=dict)
+    source_of: Dict[int, str] = field(default_factory=dict)
+    annotations: List[Dict[str, Any]] = field(default_factory=list)
+    boxes: Dict[Tuple[int, int], List[Any]] = field(default_factory=lambda: defaultdict(list))
+    sources: List[Source] = field(default_factory=list)
+
+    def add_annotation(self, one: Any, area: Optional[float], image_id: int, category_id: int) -> None:
+        x, y, width, height = one.bbox
+        record = {
+            "id": len(self.annotations) + 1,
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": [x, y, width, height],
+            "area": width * height if area is None else area,
+        }
+        if one.iscrowd is not None:
+            record["iscrowd"] = int(one.iscrowd)
+        if bytes(one.segmentation):
+            record["segmentation"] = one.segmentation
+        self.annotations.append(record)
+        if not one.iscrowd:
+            self.boxes[image_id, category_id].append((x, y, x + width, y + height))
+
+
+def merge_files(mapping: MergeMapping, output: PathLike, root: str) -> List[SourceReport]:
+    """Merge data sets and write the file.
+
+    Args:
+        mapping: what is merged, and how.
+        output: the json to write; it appears whole or not at all.
+        root: where relative paths of the mapping start, and the folder below which all images lie: the merged set's
+            image folder.
+
+    Returns:
+        What became of each data set, in order.
+
+    Raises:
+        InputError: if a file is missing or damaged, categories are unknown, doubled or not mapped (all of them are
+            named), or an image lies outside of ``root``.
+    """
+    contents = [_read(source, root) for source in mapping.sources]
+    targets = TargetCategories.of(mapping, [content for content, _ in contents], root)
+    maps = map_categories(mapping, [content for content, _ in contents], targets, root)
+    merged, reports = _Merged(), []
+    for source, (content, areas), classes in zip(mapping.sources, contents, maps):
+        report = SourceReport(source.name, len(set(classes.values())))
+        if source.adds_to:
+            _add_to(merged, mapping, source, content, areas, classes, report)
+        else:
+            _add_images(merged, source, content, areas, classes, report, root)
+        reports.append(report)
+    _write(output, merged, targets.records(merged.annotations))
+    return reports
+
+
+def _read(source: MergedSource, root: str) -> Tuple[AnnotationFile, List[Optional[float]]]:
+    """Return a source's checked content and the area of each of its annotations."""
+    path = os.path.join(root, source.json)
+    with readable_json(path):
+        encoded = Path(path).read_bytes()
+    content = parse_annotations(encoded, path)
+    check_content(content, path)
+    if not content.has_annotations:
+        raise InputError(f"{path} has no annotations; source {source.name!r} adds nothing to a merged set.")
+    if content.sources:
+        raise InputError(f"{path} was merged itself; name its own sources instead.")
+    areas = msgspec.json.decode(encoded, type=_Areas).annotations or []
+    return content, [one.area for one in areas]
+
+
+def _add_images(
+    merged: _Merged,
+    source: MergedSource,
+    content: AnnotationFile,
+    areas: List[Optional[float]],
+    classes: Dict[int, int],
+    report: SourceReport,
+    root: str,
+) -> None:
+    """Add the images of a source, with its annotations and what they verify."""
+    exhaustive = source.exhaustive_ids(content)
+    of_target: Dict[int, Set[int]] = defaultdict(set)
+    for category_id, target in classes.items():
+        of_target[target].add(category_id)
+    has_masks = any(bytes(one.segmentation) for one in content.annotations or ())
+    known = sorted(target for target, ids in of_target.items() if ids <= exhaustive)
+    merged.sources.append(Source(source.name, known, has_masks))
+
+    folder = os.path.join(root, source.images)
+    naming = choose_file_naming(folder, image_record(content.images[0]), anywhere=True)
+    new_ids: Dict[int, int] = {}
+    next_id = max([*merged.images, *(image.id for image in content.images)], default=0) + 1
+    for image in content.images:
+        new_ids[image.id] = image.id
+        if image.id in merged.images:
+            new_ids[image.id], next_id = next_id, next_id + 1
+        negative = set(image.neg_category_ids or ())
+        record = {
+            "id": new_ids[image.id],
+            "file_name": _below(naming(image_record(image)), root, source, image),
+            "height": image.height,
+            "width": image.width,
+            "source": source.name,
+            "neg_category_ids": sorted(target for target, ids in of_target.items() if ids <= negative),
+            "not_exhaustive_category_ids": sorted(
+                {classes[id_] for id_ in image.not_exhaustive_category_ids or () if id_ in classes}
+            ),
+        }
+        merged.images[record["id"]] = record
+        merged.source_of[record["id"]] = source.name
+    report.images = len(new_ids)
+    for one, area in zip(content.annotations or (), areas):
+        if one.category_id not in classes:
+            report.left_out += 1
+        elif one.image_id in new_ids:
+            merged.add_annotation(one, area, new_ids[one.image_id], classes[one.category_id])
+            report.annotations += 1
+
+
+def _below(path: str, root: str, source: MergedSource, image: Image) -> str:
+    relative = os.path.relpath(path, root)
+    if relative.split(os.sep)[0] == os.pardir:
+        raise InputError(
+            f"source {source.name!r}: image {image.id} is {path}, which is not below {root}, the image folder of the "
+            f"merged set; name a root that all images are below."
+        )
+    return Path(relative).as_posix()
+
+
+def _add_to(
+    merged: _Merged,
+    mapping: MergeMapping,
+    source: MergedSource,
+    content: AnnotationFile,
+    areas: List[Optional[float]],
+    classes: Dict[int, int],
+    report: SourceReport,
+) -> None:
+    """Add a source's annotations to the images of another one, as Detic adds COCO's boxes to LVIS (arXiv 2201.02605).
+
+    A box is dropped if its class is in the negative set of the image, or if the image has a box of the class already
+    whose IoU with it reaches ``duplicate_iou``.
+    """
+    ids = {
+        _image_key(source, image_id, record["file_name"]): image_id
+        for image_id, record in merged.images.items()
+        if merged.source_of[image_id] == source.adds_to
+    }
+    here = {
+        image.id: ids.get(_image_key(source, image.id, image.file_name or image.coco_url)) for image in content.images
+    }
+    if not any(image_id is not None for image_id in here.values()):
+        raise InputError(
+            f"source {source.name!r} has none of the images of {source.adds_to!r}; they are matched by their "
+            f"{source.images_by}, and images_by may be 'id' or 'file_name'."
+        )
+    negative = {image_id: set(record["neg_category_ids"]) for image_id, record in merged.images.items()}
+    there = {key: np.array(boxes) for key, boxes in merged.boxes.items()}  # without those of this source
+    for one, area in zip(content.annotations or (), areas):
+        image_id, target = here.get(one.image_id), classes.get(one.category_id)
+        if target is None:
+            report.left_out += 1
+        elif image_id is None:
+            report.elsewhere += 1
+        elif mapping.drop_verified_absent and target in negative[image_id]:
+            report.verified_absent += 1
+        elif _is_there(there.get((image_id, target)), one.bbox, mapping.duplicate_iou):
+            report.doubled += 1
+        else:
+            merged.add_annotation(one, area, image_id, target)
+            if not mapping.drop_verified_absent and target in negative[image_id]:
+                negative[image_id].discard(target)
+                merged.images[image_id]["neg_category_ids"] = sorted(negative[image_id])
+            report.annotations += 1
+
+
+def _image_key(source: MergedSource, image_id: int, name: str) -> Union[int, str]:
+    return image_id if source.images_by == "id" else os.path.basename(name)
+
+
+def _is_there(boxes: Optional[np.ndarray], box: Any, threshold: float) -> bool:
+    """Whether one of some boxes ``[N, 4]`` (corners) has an IoU of at least the threshold with ``x, y, w, h``."""
+    if boxes is None or threshold <= 0:
+        return False
+    x, y, width, height = box
+    sides = np.minimum(boxes[:, 2:], (x + width, y + height)) - np.maximum(boxes[:, :2], (x, y))
+    overlap = sides.clip(min=0).prod(axis=1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + width * height - overlap
+    return bool((overlap >= threshold * union).any() and overlap.any())
+
+
+def _write(output: PathLike, merged: _Merged, categories: List[Dict[str, Any]]) -> None:
+    """Write the file piece by piece: the json of all annotations is not held beside them."""
+    encode = msgspec.json.encode
+
+    def entries(values: Any) -> Iterator[bytes]:
+        for number, value in enumerate(values):
+            yield (b",\n" if number else b"\n") + encode(value)
+
+    with whole_file(output) as file:
+        file.write(b'{"info": {"description": "merged by eql-d2 merge"}, "licenses": [],\n')
+        file.write(b'"sources": ' + encode(merged.sources) + b',\n"categories": ' + encode(categories))
+        for name, values in (("images", merged.images.values()), ("annotations", merged.annotations)):
+            file.write(f',\n"{name}": ['.encode())
+            file.writelines(entries(values))
+            file.write(b"]")
+        file.write(b"}\n")
