@@ -28,6 +28,7 @@ SCRIPTS = {
     "training_step": (["--full"], "A training step"),
     "classification": ([], "A training step of an image classifier"),
     "one_stage": ([], "One-stage detectors"),
+    "sem_seg": ([], "Segmentation heads"),
     "growth": ([], "Growth with the number of classes"),
 }
 HEADER = """# Performance
