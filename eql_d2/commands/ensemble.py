@@ -21,7 +21,7 @@ from eql_d2.data.annotations import check_content, read_annotations
 from eql_d2.data.groups import GROUPS
 from eql_d2.errors import InputError
 from eql_d2.evaluation.checks import check_results
-from eql_d2.evaluation.ensemble import Rescoring, Source, ensemble, expert_classes, rescoring_by_group
+from eql_d2.evaluation.ensemble import Rescoring, ResultsFile, ensemble, expert_classes, rescoring_by_group
 from eql_d2.evaluation.merging import Rule, nms, soft_nms, weighted_boxes_fusion
 
 METHODS = ("nms", "soft-nms", "soft-nms-linear", "wbf")
@@ -66,7 +66,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     print(f"{args.output}: {images} images of {len(sources)} files.")
 
 
-def _sources(args: argparse.Namespace, content) -> List[Source]:
+def _sources(args: argparse.Namespace, content) -> List[ResultsFile]:
     paths = [*args.results, *(path for path, _ in args.expert)]
     if not paths:
         raise InputError("There is nothing to merge; name results files, or experts with --expert.")
@@ -76,7 +76,7 @@ def _sources(args: argparse.Namespace, content) -> List[Source]:
             f"--weights {' '.join(map(str, weights))} must be {len(paths)} numbers above 0, one for each file."
         )
     classes = [None] * len(args.results) + [expert_classes(path, content) for _, path in args.expert]
-    return [Source(*one) for one in zip(paths, weights, classes)]
+    return [ResultsFile(*one) for one in zip(paths, weights, classes)]
 
 
 def _rule(args: argparse.Namespace) -> Rule:

@@ -20,7 +20,7 @@ from eql_d2.evaluation.store import JSON_LIST
 from eql_d2.files import whole_file
 
 
-class Source(NamedTuple):
+class ResultsFile(NamedTuple):
     """A results file.
 
     Attributes:
@@ -46,7 +46,7 @@ class Rescoring(NamedTuple):
 
 
 def ensemble(
-    sources: Sequence[Source],
+    sources: Sequence[ResultsFile],
     output: Path,
     rule: Rule,
     rescoring: Optional[Mapping[int, Rescoring]] = None,
@@ -91,7 +91,7 @@ def ensemble(
 class _Merger:
     """Merges the detections of one image after the other; the arguments are those of :func:`ensemble`."""
 
-    def __init__(self, sources: Sequence[Source], rule: Rule, rescoring: Mapping[int, Rescoring], masks: "_Masks"):
+    def __init__(self, sources: Sequence[ResultsFile], rule: Rule, rescoring: Mapping[int, Rescoring], masks: "_Masks"):
         self._sources, self._rule, self._rescoring, self._masks = sources, rule, rescoring, masks
         self._known = [None if source.classes is None else set(source.classes.values()) for source in sources]
         self._voters: Dict[int, List[int]] = {}
@@ -105,7 +105,7 @@ class _Merger:
                     by_class[int(one.category_id)].append((number, one))
         return [one for category in sorted(by_class) for one in self._merge_class(category, by_class[category])]
 
-    def _adapt(self, one: Detection, source: Source) -> bool:
+    def _adapt(self, one: Detection, source: ResultsFile) -> bool:
         """Give a detection the ensemble's category id and score; return whether it counts."""
         category = whole_id(one.category_id, "category_id", source.path)
         if source.classes is not None:
@@ -148,10 +148,10 @@ class _Masks:
 
     def __init__(self, boxes_only: bool):
         self._boxes_only = boxes_only
-        self._first: Optional[Source] = None
+        self._first: Optional[ResultsFile] = None
         self._has = False
 
-    def check(self, one: Detection, source: Source) -> None:
+    def check(self, one: Detection, source: ResultsFile) -> None:
         """Give a detection without a box that of its mask.
 
         Raises:
@@ -175,7 +175,7 @@ class _Masks:
             )
 
 
-def _box_of(one: Detection, source: Source) -> Any:
+def _box_of(one: Detection, source: ResultsFile) -> Any:
     """Return x, y, width, height in pixels of the box around a mask."""
     try:
         mask = segmentation.parse(one.segmentation)

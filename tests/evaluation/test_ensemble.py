@@ -11,7 +11,7 @@ from eql_d2.data.annotations import read_annotations
 from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import evaluate_results
 from eql_d2.evaluation.by_image import by_image
-from eql_d2.evaluation.ensemble import Rescoring, Source, ensemble, expert_classes, rescoring_by_group
+from eql_d2.evaluation.ensemble import Rescoring, ResultsFile, ensemble, expert_classes, rescoring_by_group
 from eql_d2.evaluation.merging import nms, soft_nms, weighted_boxes_fusion
 from tests.evaluation.helpers import CATEGORY_IDS, box_mask, make_detections, make_ground_truth
 
@@ -90,7 +90,7 @@ RULES = {"nms": nms(), "soft-nms": soft_nms(), "soft-nms-linear": soft_nms("line
 def test_as_by_hand(files, tmp_path, method, cap, weights):
     """Boxes and masks as they were written, scores to the last bits, images in order."""
     _, paths, found = files
-    sources = [Source(path, weight) for path, weight in zip(paths, weights)]
+    sources = [ResultsFile(path, weight) for path, weight in zip(paths, weights)]
     assert ensemble(sources, tmp_path / "out.json", RULES[method], max_detections=cap) == 10
     merged = json.loads((tmp_path / "out.json").read_text())
     expected = by_hand(found, weights, method, cap)
@@ -133,7 +133,7 @@ def test_boxes_are_fused_as_by_hand(files, tmp_path, weights):
         for one in of_file:  # equal overlaps of whole boxes would be told apart by rounding
             one["bbox"] = [side + rng.uniform(0.1, 0.9) for side in one["bbox"]]
         write(path, of_file)
-    sources = [Source(path, weight) for path, weight in zip(paths, weights)]
+    sources = [ResultsFile(path, weight) for path, weight in zip(paths, weights)]
     rule = weighted_boxes_fusion()
     ensemble(sources, tmp_path / "out.json", rule, max_detections=-1, boxes_only=True)
     merged = json.loads((tmp_path / "out.json").read_text())
@@ -152,10 +152,10 @@ def test_an_ensemble_of_one_file_is_the_file(files, tmp_path):
     """What has been through the same NMS comes out as it went in, bytes of masks included, also from an ensemble."""
     _, (path, *_), _ = files
     once, twice = tmp_path / "once.json", tmp_path / "twice.json"
-    ensemble([Source(path)], once, nms())
-    ensemble([Source(once)], twice, nms())
+    ensemble([ResultsFile(path)], once, nms())
+    ensemble([ResultsFile(once)], twice, nms())
     assert once.read_bytes() == twice.read_bytes() and json.loads(once.read_text())
-    ensemble([Source(once), Source(once)], twice, nms())
+    ensemble([ResultsFile(once), ResultsFile(once)], twice, nms())
     assert once.read_bytes() == twice.read_bytes()
 
 
@@ -165,7 +165,7 @@ def test_an_expert_counts_for_its_classes_and_votes_on_no_other(files, tmp_path,
     other = [{**one, "category_id": 1 if one["category_id"] == 5 else 900} for one in found[1]]
     expert = write(tmp_path / "expert.json", other)
     rule = nms()
-    sources = [Source(path), Source(expert, 1.0, {1: 5})]
+    sources = [ResultsFile(path), ResultsFile(expert, 1.0, {1: 5})]
     ensemble(sources, tmp_path / "out.json", rule)
     merged = json.loads((tmp_path / "out.json").read_text())
     assert merged == by_hand([found[0], [one for one in found[1] if one["category_id"] == 5]], (1, 1), "nms", 300)
@@ -185,7 +185,7 @@ def test_scores_of_rare_and_common_classes_are_raised_before_merging(files, tmp_
     assert {category: one.factor for category, one in rescoring.items()} == {
         category: 3.0 if letter == "r" else 1.0 for category, letter in letters.items() if letter != "f"
     }
-    ensemble([Source(path), Source(other, 1.0, {5: 5})], tmp_path / "out.json", nms(), rescoring)
+    ensemble([ResultsFile(path), ResultsFile(other, 1.0, {5: 5})], tmp_path / "out.json", nms(), rescoring)
     power = {"r": lambda s: 3 * s, "c": lambda s: s**0.5, "f": lambda s: s}
     raised = [{**one, "score": power[letters[one["category_id"]]](one["score"])} for one in found[0]]
     merged = json.loads((tmp_path / "out.json").read_text())
@@ -222,7 +222,7 @@ def test_masks_alone_get_their_boxes(tmp_path):
         {"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": mask},
         {"image_id": 2, "category_id": 1, "score": 0.8, "segmentation": polygons},
     ]
-    ensemble([Source(write(tmp_path / "a.json", records))], tmp_path / "out.json", nms())
+    ensemble([ResultsFile(write(tmp_path / "a.json", records))], tmp_path / "out.json", nms())
     merged = json.loads((tmp_path / "out.json").read_text())
     assert [one["bbox"] for one in merged] == [[10, 20, 30, 40]] * 2
     assert [one["segmentation"] for one in merged] == [mask, polygons]
