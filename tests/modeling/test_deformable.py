@@ -72,7 +72,7 @@ def test_as_by_hand(modulated, deformable_groups):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_detectron2_builds_its_block_of_them(modulated):
-    """With its names in a checkpoint; offsets are zero at first: the block is the plain one, v2's at half the weight."""
+    """With its names in a checkpoint. Offsets are zero at first: it is the plain block, v2's at half the weight."""
     torch.manual_seed(0)
     settings = {"bottleneck_channels": 4, "stride": 2, "num_groups": 2, "norm": "FrozenBN"}
     block = DeformBottleneckBlock(8, 16, deform_modulated=modulated, **settings)
