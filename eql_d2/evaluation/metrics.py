@@ -65,7 +65,8 @@ def summarize(curves: Curves, groups: Sequence[str], max_detections: int) -> Dic
 
 def category_ap(curves: Curves) -> np.ndarray:
     """Return AP of each category at all areas, float64 ``[K]`` in [0, 1]; NaN without ground truth."""
-    return np.array([mean_of_valid(curves.precision[:, k, 0]) for k in range(curves.precision.shape[1])])
+    precision = np.ascontiguousarray(curves.precision[..., 0].T)
+    return np.where((precision > -1).all(axis=1), precision.mean(axis=1), np.nan)
 
 
 def format_value(value: float, scale: float = 100.0, digits: int = 2) -> str:

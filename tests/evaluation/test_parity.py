@@ -12,6 +12,7 @@ import pytest
 from pycocotools import mask as mask_util
 
 from eql_d2.errors import InputError
+from eql_d2.evaluation import hotcoco_backend
 from eql_d2.evaluation.backends import evaluate_results
 from tests.evaluation.helpers import (
     HEIGHT,
@@ -48,6 +49,22 @@ def test_random_data(seed, tmp_path):
     rng = np.random.default_rng(seed)
     ground_truth = make_ground_truth(rng)
     check(ground_truth, make_detections(rng, ground_truth), tmp_path)
+
+
+def test_categories_in_parts_and_without_objects(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    ground_truth = make_ground_truth(rng)
+    detections = make_detections(rng, ground_truth)
+    absent = ground_truth["categories"][1]["id"]
+    ground_truth["annotations"] = [one for one in ground_truth["annotations"] if one["category_id"] != absent]
+    ground_truth["categories"].reverse()
+    whole = evaluate_results(ground_truth, detections, "segm")
+    monkeypatch.setattr(hotcoco_backend, "_CATEGORIES", 2)
+    check(ground_truth, detections, tmp_path)
+    parts = evaluate_results(ground_truth, detections, "segm")
+    np.testing.assert_array_equal(list(parts.metrics.values()), list(whole.metrics.values()))
+    np.testing.assert_array_equal(parts.category_ap, whole.category_ap)
+    assert np.isnan(whole.category_ap[[one.id for one in whole.categories].index(absent)])
 
 
 @pytest.mark.parametrize("scores", [[0.5], [0.1, 0.2, 0.3], np.float32([0.1, 0.7, 0.9])], ids=["equal", "ties", "f32"])
