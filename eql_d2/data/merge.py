@@ -184,8 +184,8 @@ def _add_images(
                 {classes[id_] for id_ in image.not_exhaustive_category_ids or () if id_ in classes}
             ),
         }
-        merged.images[record["id"]] = record
-        merged.source_of[record["id"]] = source.name
+        merged.images[new_ids[image.id]] = record
+        merged.source_of[new_ids[image.id]] = source.name
     report.images = len(new_ids)
     for one, area in zip(content.annotations or (), areas):
         if one.category_id not in classes:
