@@ -130,7 +130,8 @@ def test_leaf(path, counts_folder):
     backbone = "build_retinanet_resnet_fpn_backbone" if one_stage else "build_resnet_fpn_backbone"
     assert ("FPN" in path.name) <= (backbone == cfg.MODEL.BACKBONE.NAME)
     assert one_stage == (cfg.MODEL.META_ARCHITECTURE == "LongTailRetinaNet")
-    assert ("mask_rcnn" in path.name or (path.parent.name in ("mini", "mini_partly", "real") and not one_stage)) == cfg.MODEL.MASK_ON
+    has_masks = path.parent.name in ("mini", "mini_partly", "real") and not one_stage
+    assert ("mask_rcnn" in path.name or has_masks) == cfg.MODEL.MASK_ON
     assert ("cascade" in path.name) == (heads == "LongTailCascadeROIHeads")
     for depth in (50, 101):
         assert (f"_{depth}_" in path.name) <= (depth == cfg.MODEL.RESNETS.DEPTH)

@@ -33,11 +33,7 @@ def build_classifier_loss_from_config(cfg) -> ClassifierLoss:
     node = cfg.MODEL.LONG_TAIL
     categories = _categories(cfg, needs_frequency=CLASSIFIER_LOSS_REGISTRY.get(node.LOSS).needs_frequency)
     loss = build_classifier_loss(node.LOSS, categories, node.get(node.LOSS, {}))
-    if node.UNVERIFIED not in ("loss", "exempt"):
-        raise InputError(f"MODEL.LONG_TAIL.UNVERIFIED is {node.UNVERIFIED!r}; there are 'loss' and 'exempt'.")
-    if node.UNVERIFIED == "exempt":
-        loss.spare_unverified()
-    return _regularized(loss, node)
+    return _completed(loss, node)
 
 
 def build_foreground_loss_from_config(cfg, region: str, head: str = "ROI_HEADS") -> ClassifierLoss:
@@ -62,11 +58,15 @@ def build_foreground_loss_from_config(cfg, region: str, head: str = "ROI_HEADS")
             f"tell foreground from background, and {region} is never background. Choose a loss of the K classes alone, "
             f"such as SOFTMAX, SEQL, SOFTMAX_EQL or SIGMOID, or settings without them (CATEGORY_AGNOSTIC False)."
         )
-    return _regularized(loss, node)
+    return _completed(loss, node)
 
 
-def _regularized(loss: ClassifierLoss, node) -> ClassifierLoss:
-    """Return ``loss`` with what ``REGULARIZER.NAME`` names, in the settings of its own node."""
+def _completed(loss: ClassifierLoss, node) -> ClassifierLoss:
+    """Return ``loss`` doing what ``UNVERIFIED`` says, with what ``REGULARIZER.NAME`` names in its own settings."""
+    if node.UNVERIFIED not in ("loss", "exempt"):
+        raise InputError(f"MODEL.LONG_TAIL.UNVERIFIED is {node.UNVERIFIED!r}; there are 'loss' and 'exempt'.")
+    if node.UNVERIFIED == "exempt":
+        loss.spare_unverified()
     add_regularizer(loss, node.REGULARIZER.NAME, node.REGULARIZER.get(node.REGULARIZER.NAME, {}))
     return loss
 

@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassifierLoss
 from eql_d2.modeling.build import build_foreground_loss_from_config
 from eql_d2.modeling.classifier_layer import ClassifierLayer, classifier_settings
@@ -60,6 +61,11 @@ class LongTailClassifier(nn.Module):
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
         backbone = build_backbone(cfg)
         in_channels = list(backbone.output_shape().values())[-1].channels
+        if cfg.MODEL.LONG_TAIL.UNVERIFIED != "loss":
+            raise InputError(
+                f"MODEL.LONG_TAIL.UNVERIFIED is {cfg.MODEL.LONG_TAIL.UNVERIFIED!r}, but an image that is classified "
+                f"has its class and says nothing of others; set it to 'loss'."
+            )
         classifier_loss = build_foreground_loss_from_config(cfg, "an image")
         return {
             "backbone": backbone,

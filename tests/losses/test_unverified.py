@@ -6,7 +6,8 @@ import torch
 from eql_d2.config import get_cfg
 from eql_d2.errors import InputError
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY
-from eql_d2.modeling.build import build_classifier_loss_from_config
+from eql_d2.modeling.build import build_classifier_loss_from_config, build_foreground_loss_from_config
+from eql_d2.modeling.classifier import LongTailClassifier
 from tests.losses.helpers import make_loss, random_labels, random_logits, step
 
 NAMES = sorted(name for name, _ in CLASSIFIER_LOSS_REGISTRY)
@@ -118,6 +119,9 @@ def test_the_key():
     cfg.MODEL.LONG_TAIL.UNVERIFIED = "exempt"
     loss = build_classifier_loss_from_config(cfg)
     assert loss.spares_unverified and loss.uses_verified
+    assert build_foreground_loss_from_config(cfg, "a pixel").spares_unverified
+    with pytest.raises(InputError, match="an image that is classified has its class and says nothing of others"):
+        LongTailClassifier.from_config(cfg)
     cfg.MODEL.LONG_TAIL.LOSS = "SOFTMAX"
     with pytest.raises(InputError, match="UNVERIFIED is 'exempt', but LOSS SOFTMAX"):
         build_classifier_loss_from_config(cfg)

@@ -168,6 +168,21 @@ def test_image_level_labels_reach_the_loss(lvis_folder):
     assert sorted(rows) == sorted([[True, False, False, True, True], [False, True, False, False, False]])
 
 
+def test_unverified_classes_of_an_image_get_no_gradient(lvis_folder):
+    """Class 2 is verified in no image: nothing discourages it where ``UNVERIFIED`` is "exempt"."""
+    images = [example(labels={"positive": [0, 3], "negative": [4]}), example(labels={"positive": [1], "negative": []})]
+    gradients = []
+    for unverified in ("loss", "exempt"):
+        cfg = config(lvis_folder, "FOCAL")
+        cfg.MODEL.LONG_TAIL.UNVERIFIED = unverified
+        model = build_model(cfg)
+        train_step(model, images)
+        rows = model.head.cls_score.bias.grad.view(-1, NUM_CLASSES)
+        gradients.append(rows.abs().sum(0))
+    assert (gradients[0] > 0).all()
+    assert (gradients[1] > 0).tolist() == [True, True, False, True, True]
+
+
 def test_the_state_of_all_levels_is_one_and_in_the_checkpoint(lvis_folder):
     model = build_model(config(lvis_folder, "EFL", True))
     train_step(model, [example()])
