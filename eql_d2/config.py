@@ -73,7 +73,7 @@ def add_eql_config(cfg: CN) -> None:
 
     # What a class is to the regions of an image that does not verify it, that is neither shows it nor says that it is
     # absent: "loss" (whatever the loss makes of it; most take it for a negative), or "exempt" (no negative gradient;
-    # losses with a softmax or a column for background cannot, nor image classification). docs/merged_data.md has the rule.
+    # losses with a softmax or a column for background cannot, nor image classification); see docs/merged_data.md.
     node.UNVERIFIED = "loss"
 
     node.IGNORED = CN()
