@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.solver import build_optimizer
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from eql_d2.engine.protocol import freeze
@@ -18,6 +19,7 @@ from eql_d2.modeling import sem_seg_head
 from eql_d2.modeling.sem_seg_head import PixelClassifier
 from eql_d2.modeling.statistics import STATISTICS_PERIOD
 from tests.conftest import NUM_CLASSES, tiny_config
+from tests.engine.ranks import run_ranks
 from tests.losses.helpers import make_loss
 from tests.losses.slow import SLOW_LOSSES
 
@@ -173,6 +175,43 @@ def test_a_batch_without_labels(name):
     with EventStorage():
         loss = head(features, BATCH[2:])[1]["loss_sem_seg"]
     assert loss == 0 and not torch.autograd.grad(loss, features)[0].any()
+
+
+STATEFUL = ("SOFTMAX_EQL", "EQL_V2", "SEESAW")
+
+
+def train_on(images, steps=3):
+    """Return the loss of the last of some steps on some images of the batch, and the state of the loss, by its name."""
+    generator = torch.Generator().manual_seed(5)
+    found = {}
+    for name in STATEFUL:
+        head = head_of(name)
+        for _ in range(steps):
+            features = torch.randn(3, 7, 4, 4, generator=generator, dtype=torch.float64)
+            with EventStorage():
+                loss = head(features[images], BATCH[images])[1]["loss_sem_seg"]
+        found[name] = {"loss": loss.detach(), **head.classifier_loss.state_dict()}
+    return found
+
+
+def train_as_rank(folder, images):
+    """Train on a rank's own images and keep what came out."""
+    rank = comm.get_rank()
+    torch.save(train_on(images[rank]), f"{folder}/{rank}.pth")
+
+
+def test_two_processes_keep_the_state_of_one(tmp_path):
+    """Each on images of its own, one of them without a labelled pixel at all."""
+    run_ranks(train_as_rank, 2, tmp_path / "meeting", str(tmp_path), [[0, 1], [2]])
+    expected = train_on([0, 1, 2])
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pth")
+        for name in STATEFUL:
+            loss = found[name].pop("loss")
+            assert (loss == 0) == (rank == 1)
+            assert found[name].keys() == expected[name].keys() - {"loss"} and found[name]
+            for key, value in found[name].items():
+                torch.testing.assert_close(value, expected[name][key], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("label", [NUM_CLASSES, -1])
