@@ -15,25 +15,16 @@ from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, Union
 import msgspec
 import numpy as np
 
-from eql_d2.data.annotations import AnnotationFile, Image, PathLike, check_content, parse_annotations, readable_json
+from eql_d2.data.annotations import AnnotationFile, Image, PathLike
 from eql_d2.data.image_labels import Source
 from eql_d2.data.lvis import choose_file_naming
 from eql_d2.data.merge_mapping import MergedSource, MergeMapping, TargetCategories, map_categories
+from eql_d2.data.merge_sources import read_source
 from eql_d2.data.records import image_record
 from eql_d2.errors import InputError
 from eql_d2.files import whole_file
 
 logger = logging.getLogger("detectron2.eql_d2.data")
-
-
-class _Areas(msgspec.Struct):
-    """What the reader of annotations leaves out and a merged file keeps."""
-
-    annotations: Optional[List["_Area"]] = None
-
-
-class _Area(msgspec.Struct, gc=False):
-    area: Optional[float] = None
 
 
 @dataclass
@@ -116,7 +107,7 @@ def merge_files(mapping: MergeMapping, output: PathLike, root: str) -> List[Sour
         InputError: if a file is missing or damaged, categories are unknown, doubled or not mapped (all of them are
             named), or an image lies outside of ``root``.
     """
-    contents = [_read(source, root) for source in mapping.sources]
+    contents = [read_source(source, root) for source in mapping.sources]
     targets = TargetCategories.of(mapping, [content for content, _ in contents], root)
     maps = map_categories(mapping, [content for content, _ in contents], targets, root)
     merged, reports = _Merged(), []
@@ -129,21 +120,6 @@ def merge_files(mapping: MergeMapping, output: PathLike, root: str) -> List[Sour
         reports.append(report)
     _write(output, merged, targets.records(merged.annotations))
     return reports
-
-
-def _read(source: MergedSource, root: str) -> Tuple[AnnotationFile, List[Optional[float]]]:
-    """Return a source's checked content and the area of each of its annotations."""
-    path = os.path.join(root, source.json)
-    with readable_json(path):
-        encoded = Path(path).read_bytes()
-    content = parse_annotations(encoded, path)
-    check_content(content, path)
-    if not content.has_annotations:
-        raise InputError(f"{path} has no annotations; source {source.name!r} adds nothing to a merged set.")
-    if content.sources:
-        raise InputError(f"{path} was merged itself; name its own sources instead.")
-    areas = msgspec.json.decode(encoded, type=_Areas).annotations or []
-    return content, [one.area for one in areas]
 
 
 def _add_images(

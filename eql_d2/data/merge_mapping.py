@@ -17,12 +17,22 @@ from eql_d2.errors import InputError
 _NAMED = 20
 
 
+class OpenImagesEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """The CSV files of Open Images, as in ``MODEL.LONG_TAIL.OPEN_IMAGES.DATASETS``."""
+
+    boxes: str
+    classes: str
+    image_labels: str = ""
+    hierarchy: str = ""
+
+
 class MergedSource(msgspec.Struct, forbid_unknown_fields=True):
     """An entry of ``sources`` of a mapping file.
 
     Attributes:
         name: what each of its images will name, and metrics will be called by.
-        json: in LVIS or COCO format, below the root.
+        json: in LVIS or COCO format, below the root; or
+        open_images: the files of Open Images, whose classes then have the ids 1 to K.
         images: its image folder, below the root.
         exhaustive: whether all objects of all its categories are annotated in all its images, as in COCO; or the names
             of the categories of which that is true. Must be said of a file without negative sets.
@@ -33,13 +43,19 @@ class MergedSource(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     name: str
-    json: str
+    json: str = ""
+    open_images: Optional[OpenImagesEntry] = None
     images: str = ""
     exhaustive: Union[bool, List[str], None] = None
     match: Literal["name", "synset", "id"] = "name"
     categories: Dict[Union[int, str], Optional[str]] = {}
     adds_to: str = ""
     images_by: Literal["id", "file_name"] = "id"
+
+    @property
+    def file(self) -> str:
+        """The file that lists its categories, for messages."""
+        return self.json if self.open_images is None else self.open_images.classes
 
     def exhaustive_ids(self, content: AnnotationFile) -> Set[int]:
         """Return the ids of the categories that are annotated exhaustively.
@@ -50,7 +66,7 @@ class MergedSource(msgspec.Struct, forbid_unknown_fields=True):
         if self.exhaustive is None:
             if not content.has_image_labels:
                 raise InputError(
-                    f"source {self.name!r}: {self.json} has no negative sets, so the mapping must say which classes "
+                    f"source {self.name!r}: {self.file} has no negative sets, so the mapping must say which classes "
                     f"its images verify: exhaustive: true (all, as in COCO), a list of names, or false."
                 )
             return set()
@@ -60,7 +76,7 @@ class MergedSource(msgspec.Struct, forbid_unknown_fields=True):
         unknown = sorted(set(self.exhaustive) - set(ids))
         if unknown:
             raise InputError(
-                f"source {self.name!r}: exhaustive has {_names(unknown)}, which {self.json} does not have."
+                f"source {self.name!r}: exhaustive has {_names(unknown)}, which {self.file} does not have."
             )
         return {ids[name] for name in self.exhaustive}
 
@@ -120,6 +136,8 @@ def check_mapping(mapping: MergeMapping, path: str) -> None:
     for source in mapping.sources:
         if not source.name or source.name in seen:
             raise InputError(f"{path}: two sources are called {source.name!r}, or one has no name.")
+        if bool(source.json) == (source.open_images is not None):
+            raise InputError(f"{path}: source {source.name!r} must have json or open_images, and not both.")
         if source.adds_to and source.adds_to not in seen:
             raise InputError(
                 f"{path}: source {source.name!r} adds_to {source.adds_to!r}, which is no source before it "
@@ -158,9 +176,11 @@ class TargetCategories:
             return cls(read_categories(path), path)
         names: Dict[str, Dict[str, Any]] = {}
         for source, content in zip(mapping.sources, contents):
-            known = {entry["id"]: entry for entry in read_categories(os.path.join(root, source.json))}
+            known = {}
+            if source.json:
+                known = {entry["id"]: entry for entry in read_categories(os.path.join(root, source.json))}
             for category in content.sorted_categories:
-                entry = known[category.id]
+                entry = known.get(category.id, {})
                 target = explicit_target(source, category.id, category.name)
                 name = category.name if target is _BY_MATCH else target
                 if name is not None and name not in names:
@@ -294,7 +314,7 @@ def _map_source(
 
 def _synsets(source: MergedSource, root: str) -> Dict[int, Any]:
     """Return the synset of each category id of a source that is matched by them."""
-    if source.match != "synset":
+    if source.match != "synset" or not source.json:
         return {}
     return {entry["id"]: entry.get("synset") for entry in read_categories(os.path.join(root, source.json))}
 

@@ -1,6 +1,7 @@
 """Merging data sets: what is written, against loops over the parsed files, and every mistake in a mapping."""
 
 import json
+import re
 
 import pytest
 
@@ -11,7 +12,8 @@ from eql_d2.data.lvis import load_lvis
 from eql_d2.data.merge import merge_files
 from eql_d2.data.merge_mapping import read_mapping
 from eql_d2.errors import InputError
-from tests.conftest import square, write_image
+from tests.conftest import ROOT, square, write_image
+from tests.data.open_images import write_open_images
 
 LVIS_CLASSES = [(3, "cat", "cat.n.01"), (5, "dog", "dog.n.01"), (8, "sausage", "sausage.n.01"), (9, "emu", "emu.n.01")]
 COCO_CLASSES = [(1, "cat"), (2, "hot dog"), (17, "person")]
@@ -296,6 +298,31 @@ def test_other_mistakes(folder):
     refused(folder, value, "has none of the images of 'lvis'; they are matched by their file_name")
 
 
+def test_open_images_files_as_a_source(folder):
+    write_open_images(folder / "oi")
+    files = {"boxes": "oi/boxes.csv", "classes": "oi/classes.csv", "image_labels": "oi/labels.csv"}
+    entry = {"name": "oi", "images": "oi/images", "open_images": {**files, "hierarchy": "oi/hierarchy.json"}}
+    classes = {"Animal": None, "2": "cat", "Dog": "dog", "Owl, great": "emu", "5": None}
+    value = mapping(sources=[mapping()["sources"][0], {**entry, "categories": classes}])
+    content, _ = merged(folder, value)
+    assert content["sources"][1] == {"name": "oi", "exhaustive_category_ids": [], "has_masks": False}
+    # a0 shows a group of cats; b1 a dog and a cat, and no owl; c2 no animal, and so neither cat nor dog.
+    images = [(x["id"], x["file_name"], x["height"], x["width"], x["neg_category_ids"]) for x in content["images"][2:]]
+    assert images == [
+        (4, "oi/images/a0.jpg", 20, 40, []),
+        (5, "oi/images/b1.jpg", 40, 20, [9]),
+        (3, "oi/images/c2.jpg", 30, 30, [3, 5]),
+    ]
+    boxes = [(x["image_id"], x["category_id"], x["bbox"], x.get("iscrowd")) for x in content["annotations"][3:]]
+    assert boxes == [(4, 3, [0, 0, 40, 20], 1), (5, 5, [2, 8, 8, 16], None), (5, 3, [5, 0, 15, 40], None)]
+    assert content["annotations"][3]["area"] == 800
+    value["sources"][1]["json"] = "coco.json"
+    (folder / "merged.json").unlink()
+    refused(folder, value, "must have json or open_images, and not both")
+    content, _ = merged(folder, {"sources": [{**entry, "categories": {"5": "tree"}}]})
+    assert [c["name"] for c in content["categories"]] == ["Animal", "Cat", "Dog", "Owl, great", "tree"]
+
+
 def test_an_image_outside_of_the_root(folder):
     value = mapping()
     value["sources"][1]["images"] = str(folder.parent / "elsewhere")
@@ -333,3 +360,12 @@ def test_the_command(folder, capsys):
     assert (folder / "out.json").is_file() and "merge" in COMMANDS
     with pytest.raises(InputError, match="was merged itself"):
         merged(folder, {"sources": [{"name": "a", "json": "out.json"}]})
+
+
+def test_the_page_s_mapping_can_be_read(tmp_path):
+    page = (ROOT / "docs" / "merged_data.md").read_text()
+    (block,) = [found for found in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "sources:" in found]
+    (tmp_path / "merge.yaml").write_text(block)
+    value = read_mapping(tmp_path / "merge.yaml")
+    assert [source.name for source in value.sources] == ["lvis", "openimages", "objects365", "coco"]
+    assert value.sources[1].categories["Human body"] is None and value.sources[3].adds_to == "lvis"
