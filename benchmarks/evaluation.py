@@ -30,6 +30,7 @@ DETECTIONS_PER_IMAGE = 300
 POOL_SIZE = 20_000
 TOLERANCE = 1e-12
 TASKS = {"bbox": "box", "segm": "mask"}
+RESULTS = ("box", "mask", "combined")
 
 
 def random_boxes(rng, count):
@@ -100,14 +101,14 @@ def make_image(rng, image_id, class_probability, pool, first_annotation):
     return image, annotations, detections
 
 
-def generate(folder, num_images, seed, num_classes=NUM_CLASSES):
-    """Write gt.json, box.json, mask.json and combined.json."""
+def generate(folder, num_images, seed, num_classes=NUM_CLASSES, names=RESULTS):
+    """Write gt.json and, of box.json, mask.json and combined.json, those that are named."""
     rng = np.random.default_rng(seed)
     class_probability = 1 / np.arange(1, num_classes + 1)
     class_probability /= class_probability.sum()
     pool = [(box, encode(blob(rng, box))[0]) for box in random_boxes(rng, POOL_SIZE)]
     images, annotations = [], []
-    files = {name: (folder / f"{name}.json").open("w") for name in ("box", "mask", "combined")}
+    files = {name: (folder / f"{name}.json").open("w") for name in names}
     separator = "["
     for image_id in range(1, num_images + 1):
         image, new, detections = make_image(rng, image_id, class_probability, pool, len(annotations) + 1)
@@ -117,8 +118,9 @@ def generate(folder, num_images, seed, num_classes=NUM_CLASSES):
             record = {"image_id": image_id, "category_id": int(label) + 1, "score": float(np.float32(score))}
             box = {"bbox": [float(value) for value in box]}
             mask = {"segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}}
-            for name, content in (("box", box), ("mask", mask), ("combined", {**box, **mask})):
-                files[name].write(separator + json.dumps({**record, **content}))
+            contents = {"box": box, "mask": mask, "combined": {**box, **mask}}
+            for name, file in files.items():
+                file.write(separator + json.dumps({**record, **contents[name]}))
             separator = ", "
     for file in files.values():
         file.write("]")

@@ -18,6 +18,7 @@ FOLDER = Path(__file__).resolve().parent
 SCRIPTS = {
     "postprocessing": ([], "Exact top-k post-processing"),
     "evaluation": ([], "LVIS evaluation"),
+    "evaluation_at_scale": ([], "LVIS evaluation at scale"),
     "mask_encoding": ([], "Masks to run lengths"),
     "mask_head": ([], "Class-specific masks"),
     "box_deltas": ([], "Class-specific boxes"),
