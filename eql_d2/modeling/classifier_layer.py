@@ -22,6 +22,9 @@ class ClassifierLayer(nn.Module):
     protocols (``MODEL.LONG_TAIL.TRAINABLE``) and hooks find it by :func:`classifier_layers`.
     """
 
+    #: Whether the regions of the loss are the rows of features that the layer sees, as statistics of them assume.
+    classifies_regions = True
+
     def add_classifier(
         self,
         in_features: int,

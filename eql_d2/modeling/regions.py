@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eql_d2.data.categories import CategoryRow, CategoryTable
+from eql_d2.errors import InputError
 from eql_d2.losses import ClassifierLoss
 from eql_d2.losses.state import RandomLoss, sum_over_ranks
 from eql_d2.modeling.normed import NormedLinear
@@ -181,6 +182,9 @@ class Watcher:
             itself alone; for models whose forward pass keeps no graph. Random draws of the copy go on from step to
             step. Otherwise the gradients are those of the loss that is being trained.
         is_active: asked in each forward pass.
+
+    Raises:
+        InputError: for a predictor whose regions have no features of their own, as pixels.
     """
 
     def __init__(
@@ -191,6 +195,11 @@ class Watcher:
         is_active: Callable[[], bool] = lambda: True,
     ):
         self.predictors = list(predictors)
+        if not all(predictor.classifies_regions for predictor in self.predictors):
+            raise InputError(
+                "The regions of a segmentation head are pixels, whose logits are upsampled: there are no features of "
+                "theirs whose gradients could be analysed. Set MODEL.LONG_TAIL.ANALYSIS.PERIOD 0."
+            )
         self.statistics = [RegionStatistics(p.classifier_loss.num_classes, with_confusion) for p in self.predictors]
         self._frozen = [frozen_copy(p.classifier_loss) if frozen else None for p in self.predictors]
         self._is_active = is_active

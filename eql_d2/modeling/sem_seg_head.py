@@ -35,6 +35,7 @@ class PixelClassifier(ClassifierLayer):
     map and their gradient, those of one image's pixels are in memory at a time, and only until its loss is known.
     """
 
+    classifies_regions = False  # but the places of a feature map, between which the logits are upsampled
     #: Bool ``[N, K]``, the classes that the image-level labels of a batch verify; set before :meth:`forward`.
     verified: Optional[Tensor] = None
 

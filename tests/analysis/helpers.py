@@ -15,6 +15,8 @@ NUM_FEATURES = 6
 class Classifier(nn.Module):
     """A linear layer and a loss, named as in a box predictor."""
 
+    classifies_regions = True
+
     def __init__(self, loss: ClassifierLoss, scale: bool = False):
         super().__init__()
         generator = torch.Generator().manual_seed(5)

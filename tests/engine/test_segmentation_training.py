@@ -97,3 +97,10 @@ def test_the_last_layer_is_trained_alone_and_weights_must_fit(folder):
     with pytest.raises(InputError, match="do not fit the model"):
         load_trained_model(cfg, False, "a test")
     assert type(Trainer.build_model(cfg)).__name__ == "LongTailSemanticSegmentor"
+
+
+def test_gradients_of_pixels_are_not_analysed(folder):
+    opts = ["MODEL.LONG_TAIL.ANALYSIS.PERIOD", 1]
+    args = argument_parser().parse_args(["--config-file", config_of(folder, "SOFTMAX", "analysed", *opts)])
+    with pytest.raises(InputError, match=r"ANALYSIS.PERIOD 0"):
+        Trainer(setup(args))
