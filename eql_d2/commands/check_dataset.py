@@ -1,6 +1,6 @@
-"""Check a data set: files, counts, ids, polygons, image-level labels; of image classification, classes and files.
+"""Check a data set: files, counts, ids, polygons, image-level labels; classes and files of classification; index masks.
 
-    eql-d2 check-dataset lvis_v0.5_train openimages_challenge2019_val
+    eql-d2 check-dataset lvis_v0.5_train openimages_challenge2019_val ade20k_150_train
     eql-d2 check-dataset --json my_train.json --images my_images/
     eql-d2 check-dataset --config-file configs/classification/cifar100lt/seql.yaml cifar100_lt_200_train
 
@@ -12,9 +12,11 @@ from typing import Iterable, Optional, Sequence
 
 from eql_d2.data.check import Report, check_dataset
 from eql_d2.data.check_images import check_image_set
+from eql_d2.data.check_masks import check_masks
 from eql_d2.data.check_open_images import check_open_images
 from eql_d2.data.classification import is_classification_set
 from eql_d2.data.open_images import is_open_images
+from eql_d2.data.semantic import is_segmentation_set
 from eql_d2.errors import InputError
 
 
@@ -65,13 +67,15 @@ def _check_registered(name: str, with_images: bool, max_examples: int) -> Report
     metadata = MetadataCatalog.get(name)
     if is_classification_set(name):
         return check_image_set(name, with_images, max_examples, _progress_bar)
+    if is_segmentation_set(name):
+        return check_masks(name, with_images, max_examples, _progress_bar)
     image_root = metadata.get("image_root") if with_images else None
     if is_open_images(name):
         return check_open_images(name, metadata.open_images_files, image_root, max_examples, _progress_bar)
     if metadata.get("json_file") is None:
         raise InputError(
-            f"{name} was not registered from a json; only data sets in LVIS or COCO format, of Open Images and of "
-            f"image classification can be checked."
+            f"{name} was not registered from a json; only data sets in LVIS or COCO format, of Open Images, of image "
+            f"classification and of semantic segmentation can be checked."
         )
     return check_dataset(metadata.json_file, image_root, name, max_examples, _progress_bar)
 

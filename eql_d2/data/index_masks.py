@@ -224,20 +224,26 @@ class MaskSet:
         """Count the pixels of each mask, several at a time, one mask of each thread in memory."""
         checksum = self.checksum()
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(self._count, self.images, self.masks)), checksum
+            return list(pool.map(self.count, range(len(self.masks)))), checksum
 
-    def _count(self, image: str, mask: str) -> np.ndarray:
+    def count(self, row: int) -> np.ndarray:
+        """Return the labels that occur in a mask, ascending, and the pixels of each, int64 ``[2, any number]``.
+
+        Raises:
+            RecordError: as :func:`read_mask`, and if the size of the image cannot be read.
+        """
+        image, mask = self.images[row], self.masks[row]
         try:
             size = read_upright_size(image)
         except OSError as error:
-            raise RecordError(f"{image}, the image of {mask}, cannot be read ({error or 'it is not there'}).") from None
+            raise RecordError(f"{image}, the image of {mask}, cannot be read ({error}).") from None
         labels = read_mask(mask, self.values, size)
         counts = np.bincount(labels.reshape(-1), minlength=self.values.num_classes)[: self.values.num_classes]
         present = np.flatnonzero(counts)
         return np.stack([present, counts[present]])
 
-    def pack(self, content: Sequence[np.ndarray], checksum: str, out: Writer) -> MaskCounts:
-        """Return the counts; nothing is written before them."""
+    def pack(self, content: Sequence[np.ndarray], checksum: str, out: Optional[Writer] = None) -> MaskCounts:
+        """Return the counts of all masks (:meth:`count`); nothing is written before them."""
         labels, pixels = np.concatenate(content, axis=1) if content else np.zeros((2, 0), np.int64)
         ends = np.cumsum([counts.shape[1] for counts in content], dtype=np.int64)
         return MaskCounts(checksum, ends.tobytes(), labels.astype(np.int32).tobytes(), pixels.tobytes())

@@ -221,15 +221,14 @@ def read_class_names(path: PathLike) -> List[str]:
     """Return the names in a file with one in each line.
 
     Raises:
-        InputError: if it cannot be read, has no line, or a name twice.
+        InputError: if it cannot be read or has no line.
     """
     try:
         names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); it should hold the name of a class in each line.") from None
-    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if not names or repeated is not None:
-        raise InputError(f"{path} {'names no class' if not names else f'names {repeated!r} twice'}.")
+    if not names:
+        raise InputError(f"{path} names no class; it should hold the name of one in each line.")
     return names
 
 

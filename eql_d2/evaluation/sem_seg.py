@@ -42,7 +42,7 @@ def letters_by_pixels(
 
     A class is rare if its pixels would fill at most ``rare_max`` images of the training set, each with the mean number
     of labelled pixels, and common if at most ``common_max``: the bounds of images, for what an image can show. LTSS
-    (arXiv 2406.03917) reports such groups without their bounds.
+    (arXiv 2406.03917) reports such groups too; its bounds are not known here.
     """
     pixels = frequency.instance_count.double()
     images = (pixels * frequency.num_images / pixels.sum().clamp(min=1)).tolist()

@@ -90,10 +90,9 @@ def test_names_of_classes(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("a\n\n b \n")
     assert read_class_names(path) == ["a", "b"]
-    for text, words in (("", "names no class"), ("a\nb\na", "names 'a' twice")):
-        path.write_text(text)
-        with pytest.raises(InputError, match=words):
-            read_class_names(path)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="names no class"):
+        read_class_names(path)
     with pytest.raises(InputError, match="the name of a class in each line"):
         read_class_names(tmp_path / "absent.txt")
 
