@@ -41,6 +41,7 @@ FAILING = {
     "visualize-results": ["absent", "--output", "{out}"],
     "configs": ["no_such_config"],
     "check-dataset": ["--json", "absent.json"],
+    "merge": ["absent.yaml", "--output", "{out}/merged.json"],
     "write-masks": ["--json", "absent.json", "--images", "{out}", "--output", "{out}"],
     "make-mini-dataset": ["--output", "{file}/mini"],
     "demo": ["--data", "{file}/mini", "--output", "{out}"],
