@@ -40,6 +40,10 @@ def add_eql_config(cfg: CN) -> None:
     # "classifier", the last linear layer of each stage and no other (cRT, BAGS, ACSL); or "scale", one factor per logit
     # of a frozen classifier (LWS). All else is frozen, with the statistics of its norm layers.
     node.TRAINABLE = "all"
+    # With TRAINABLE "classifier" or "scale": the folder where what the classifier sees of each training image, flipped
+    # and not, is kept, so that a second epoch, and another second stage on the same weights, neither read nor compute
+    # it. "" is off. It needs a fixed size and no augmentation but flips; images go through the frozen part one by one.
+    node.FEATURE_CACHE = ""
     # Where the classifier starts when MODEL.WEIGHTS is loaded: "keep" (from the weights, which must fit), "reset" (at
     # random, with the loss's bias and without what a loss had accumulated), or "match" (each class from that of the
     # same name in the weights, which may have other classes). A resumed run goes on with its own.

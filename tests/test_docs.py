@@ -31,7 +31,15 @@ KEYS = {
     "crt": ["TRAINABLE", "INIT_CLASSIFIER"],
     "lws": ["TRAINABLE", "INIT_CLASSIFIER", "LWS.SCALE_BIAS"],
     "tau_norm": ["TAU_NORM.TAU"],
-    "README": ["TRAINABLE", "INIT_CLASSIFIER", "CLASSIFIER", "MASK_PREDICTOR", "REPEAT_ROUNDING", "REPEAT_TAIL_RATIO"]
+    "README": [
+        "TRAINABLE",
+        "FEATURE_CACHE",
+        "INIT_CLASSIFIER",
+        "CLASSIFIER",
+        "MASK_PREDICTOR",
+        "REPEAT_ROUNDING",
+        "REPEAT_TAIL_RATIO",
+    ]
     + ["REPEAT_FREQUENCY", "REPEAT_EXPONENT"]
     + [f"{node}.{key}" for node in ("NORMED", "CASCADE") for key in get_cfg().MODEL.LONG_TAIL[node]],
 }

@@ -21,6 +21,7 @@ from eql_d2.data.catalog import (
     describe_dataset,
 )
 from eql_d2.data.copy_paste import CopyPasteMapper
+from eql_d2.data.feature_cache import FeatureCacheMapper
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.ignored import IgnoredBoxes, ignored_boxes
 from eql_d2.data.mapper import LongTailDatasetMapper, SegmentationMapper
@@ -68,7 +69,8 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Mapper] = None) -> TrainLo
 
 
 def build_train_mapper(cfg: CfgNode, dataset: Sequence[Record]) -> Mapper:
-    """Return the mapper of training images, with copy-paste if ``MODEL.LONG_TAIL.AUGMENT`` says so.
+    """Return the mapper of training images, with copy-paste if ``MODEL.LONG_TAIL.AUGMENT`` says so, or for cached
+    features with ``FEATURE_CACHE``.
 
     Args:
         cfg: a config with ``MODEL.LONG_TAIL``.
@@ -79,6 +81,8 @@ def build_train_mapper(cfg: CfgNode, dataset: Sequence[Record]) -> Mapper:
     """
     if any(map(is_segmentation_set, cfg.DATASETS.TRAIN)):
         return SegmentationMapper(cfg, True)
+    if cfg.MODEL.LONG_TAIL.FEATURE_CACHE:
+        return FeatureCacheMapper(cfg)
     mapper = LongTailDatasetMapper(cfg, True)
     node = cfg.MODEL.LONG_TAIL.AUGMENT
     if not node.COPY_PASTE:

@@ -80,11 +80,7 @@ class LongTailDatasetMapper(DatasetMapper):
             if reason is None:
                 raise
             raise self._error(record, f"cannot be read as an image ({reason})") from None
-        if self.is_train and image_labels is not None:
-            example["image_labels"] = {
-                key: torch.as_tensor(image_labels[key], dtype=torch.int64) for key in ("positive", "negative")
-            }
-        return example
+        return with_image_labels(example, image_labels if self.is_train else None)
 
     def _map(self, record: Dict[str, Any]) -> Dict[str, Any]:
         return super().__call__(record)
@@ -164,6 +160,15 @@ class SegmentationMapper(LongTailDatasetMapper):
         if labels is not None:
             record["sem_seg"] = torch.from_numpy(transform_mask(labels, transforms, values))
         return record
+
+
+def with_image_labels(example: Dict[str, Any], image_labels: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    """Add a record's ``image_labels``, if it has any, to an example, in place; return it."""
+    if image_labels is not None:
+        example["image_labels"] = {
+            key: torch.as_tensor(image_labels[key], dtype=torch.int64) for key in ("positive", "negative")
+        }
+    return example
 
 
 def _unreadable(path: str) -> Optional[str]:

@@ -92,7 +92,7 @@ class TrainLoader:
     def __init__(self, records: Sequence[Record], mapper: Any, batches: IndexBatches, num_workers: int, seed: int):
         if isinstance(records, list):
             records = DatasetFromList(records, copy=False)
-        self.dataset = MapDataset(records, mapper)
+        self.mapper, self.dataset = mapper, MapDataset(records, mapper)
         self.batches, self.num_workers, self.seed = batches, num_workers, seed
         # Of the worker that loads the batches i, i + num_workers, ...: its random state after the last that was used.
         self._workers: List[Optional[Dict[str, Any]]] = [None] * num_workers

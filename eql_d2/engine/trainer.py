@@ -27,6 +27,7 @@ from eql_d2.engine.checkpoint import LongTailCheckpointer
 from eql_d2.engine.console import ProgressBar, settings_that_matter
 from eql_d2.engine.continuation import Continuation
 from eql_d2.engine.ema import CHECKPOINT_KEY, WeightAverage
+from eql_d2.engine.feature_cache import check_feature_cache, open_feature_cache
 from eql_d2.engine.finite import CPUAutocastTrainer, FiniteAMPTrainer, FiniteTrainer, check_finite
 from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.last_checkpoint import TAG, remove_leftovers
@@ -101,6 +102,8 @@ class Trainer(DefaultTrainer):
             logger.info(
                 "Settings:\n%s", "\n".join(settings_that_matter(self.cfg, self.model, frequency, self.start_iter))
             )
+        if self.cfg.MODEL.LONG_TAIL.FEATURE_CACHE:
+            open_feature_cache(self.cfg, self.model, self._trainer.data_loader)
         with suppress(EarlyStop):
             super().train()
         return getattr(self, "_last_eval_results", None) or {}
@@ -192,6 +195,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg):
         """Build the model, with all frozen but what ``MODEL.LONG_TAIL.TRAINABLE`` names."""
         check_protocol(cfg)
+        check_feature_cache(cfg)
         model = super().build_model(cfg)
         freeze(model, cfg.MODEL.LONG_TAIL.TRAINABLE)
         if cfg.TEST.AUG.ENABLED:

@@ -104,13 +104,20 @@ def with_progress(data_loader: Any, every_seconds: float = 5.0) -> Iterator[List
     logger.info("Inference on %d batches took %.1f s (%.4f s/iter).", total, elapsed, elapsed / max(total, 1))
 
 
-def weights_digest(model: Callable) -> str:
-    """Return a digest of all parameters and buffers, the same with and without DistributedDataParallel."""
+def weights_digest(model: Callable, is_left_out: Callable[[str], bool] = lambda name: False) -> str:
+    """Return a digest of all parameters and buffers, the same with and without DistributedDataParallel.
+
+    Args:
+        model: a module; of another callable there is nothing to digest.
+        is_left_out: says of a name that it does not count.
+    """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(model, nn.Module):
         for name, tensor in model.state_dict().items():
+            if is_left_out(name):
+                continue
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -62,9 +62,11 @@ class LongTailRPN(RPN):
 
     Attributes:
         ignored: of the batch; set by the meta architecture for one forward pass.
+        anchor_counts: a list takes, for each image, int64 ``[2]``: the positive and negative anchors to sample from.
     """
 
     ignored: Optional[IgnoredRegions] = None
+    anchor_counts: Optional[List[Tensor]] = None
     _images = 0
 
     @torch.no_grad()
@@ -80,6 +82,8 @@ class LongTailRPN(RPN):
         if self.ignored is not None:
             label = torch.where(self.ignored.cover(self._images, self._joined) & (label == 0), -1, label)
         self._images += 1
+        if self.anchor_counts is not None:
+            self.anchor_counts.append(torch.stack([(label == 1).sum(), (label == 0).sum()]))
         return super()._subsample_labels(label)
 
     def losses(self, *args, **kwargs) -> Dict[str, Tensor]:

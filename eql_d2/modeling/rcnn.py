@@ -10,7 +10,9 @@ from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances, ROIMasks
 from torch import Tensor
 
+from eql_d2.data.feature_cache import RegionFeatures
 from eql_d2.errors import InputError
+from eql_d2.modeling.frozen import cached_regions, losses_of_regions
 from eql_d2.modeling.ignored import IgnoredRegions, LongTailRPN, ignored_threshold
 
 
@@ -21,7 +23,9 @@ class LongTailRCNN(GeneralizedRCNN):
     ``image_labels`` is a dict of two int64 tensors of 0-based labels, ``positive`` and ``negative``, as
     :class:`~eql_d2.data.mapper.LongTailDatasetMapper` makes it. The ROI heads must be of this package.
 
-    It may hold ``ignored_boxes`` too: what lies in them is no background, for the RPN as for the ROI heads.
+    It may hold ``ignored_boxes`` too: what lies in them is no background, for the RPN as for the ROI heads. With
+    ``feature_file`` (:class:`~eql_d2.data.feature_cache.FeatureCacheMapper`) the part in front of the classifier, which
+    is frozen, is computed once, image by image.
 
     At test time an image may say ``"paste_masks": False`` beside its ``height`` and ``width``: ``pred_masks`` is then
     the mask head's probabilities within the final boxes (``ROIMasks``) instead of a bool tensor ``[N, H, W]``.
@@ -56,8 +60,17 @@ class LongTailRCNN(GeneralizedRCNN):
         verified = verified_classes(batched_inputs, self.roi_heads.num_classes)
         verified = None if verified is None else verified.to(self.device, non_blocking=True)
         ignored = IgnoredRegions.of_batch(batched_inputs, self.ignored_threshold, self.device)
+        if "feature_file" in batched_inputs[0]:
+            regions = [self._cached_regions(x) for x in batched_inputs]
+            targets = [x["instances"].to(self.device) for x in batched_inputs]
+            with self.roi_heads.image_labels(verified, ignored):
+                return losses_of_regions(self.roi_heads, regions, targets, self.device)
         with self._proposals_spare(ignored), self.roi_heads.image_labels(verified, ignored):
             return super().forward(batched_inputs)
+
+    def _cached_regions(self, x: Dict[str, Any]) -> RegionFeatures:
+        with self._proposals_spare(IgnoredRegions.of_batch([x], self.ignored_threshold, self.device)):
+            return cached_regions(self, x)
 
     @contextmanager
     def _proposals_spare(self, ignored: Optional[IgnoredRegions]) -> Iterator[None]:

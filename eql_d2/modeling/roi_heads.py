@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, Res5ROIHeads, StandardROIHeads
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
 from eql_d2.errors import InputError
@@ -91,6 +91,16 @@ class LongTailStandardROIHeads(ImageLabelsMixin, StandardROIHeads):
         ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
 
+    def region_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
+        """Return what the classifier sees of each region, ``[R, C]``.
+
+        Args:
+            features: of the backbone, by name.
+            boxes: of each image, together R.
+        """
+        pooled = self.box_pooler([features[name] for name in self.box_in_features], boxes)
+        return torch.flatten(self.box_head(pooled), start_dim=1)
+
 
 @ROI_HEADS_REGISTRY.register()
 class LongTailRes5ROIHeads(ImageLabelsMixin, Res5ROIHeads):
@@ -101,6 +111,10 @@ class LongTailRes5ROIHeads(ImageLabelsMixin, Res5ROIHeads):
         ret = super().from_config(cfg, input_shape)
         ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_predictor"].cls_score.in_features)
         return ret
+
+    def region_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
+        """Same as :meth:`LongTailStandardROIHeads.region_features`."""
+        return self._shared_roi_transform([features[name] for name in self.in_features], boxes).mean(dim=[2, 3])
 
 
 @ROI_HEADS_REGISTRY.register()
