@@ -37,8 +37,9 @@ def add_eql_config(cfg: CN) -> None:
     # The classifier loss: a name in CLASSIFIER_LOSS_REGISTRY. Its settings are in the node of the same name below.
     node.LOSS = "SOFTMAX"
     # Which parameters are trained: "all"; "box_head", the box head with its classifier and its box regression;
-    # "classifier", the last linear layer of each stage and no other (cRT, BAGS, ACSL); or "scale", one factor per logit
-    # of a frozen classifier (LWS). All else is frozen, with the statistics of its norm layers.
+    # "predictors", classifier, box regression, proposals and masks (LOCE); "classifier", the last linear layer of each
+    # stage and no other (cRT, BAGS, ACSL); or "scale", one factor per logit of a frozen classifier (LWS). All else is
+    # frozen, with the statistics of its norm layers.
     node.TRAINABLE = "all"
     # With TRAINABLE "classifier" or "scale": the folder where what the classifier sees of each training image, flipped
     # and not, is kept, so that a second epoch, and another second stage on the same weights, neither read nor compute
@@ -148,6 +149,24 @@ def add_eql_config(cfg: CN) -> None:
     # What is averaged over the stages at test time: "probabilities" (Detectron2), or "logits", of which the last
     # stage's loss then makes scores (the releases of ACSL and BAGS).
     node.CASCADE.SCORES = "probabilities"
+
+    node.FEATURE_MEMORY = CN()
+    # Region features of earlier images that are kept of each class, and drawn from as further regions of each step,
+    # more often of classes with a low mean score (LOCE); 80 in its release. 0 is off. They take 50 kB each.
+    node.FEATURE_MEMORY.SIZE = 0
+    # Classes that are drawn for a step, with replacement.
+    node.FEATURE_MEMORY.DRAWS = 8
+    # Features that are drawn of such a class.
+    node.FEATURE_MEMORY.FEATURES = 4
+    # Largest shift of a side of the 16 boxes around each object whose features are kept, in widths or heights.
+    node.FEATURE_MEMORY.JITTER = 1 / 6
+
+    node.REFINEMENT = CN()
+    # Factor of the classification loss of each pass through the box head, after each of which the region features are
+    # refined by what was predicted (PCB): (0.2, 0.2, 0.6) in its release. () is one pass, without refinement.
+    node.REFINEMENT.LOSS_WEIGHTS = ()
+    # Width of the hidden layers of the refinement.
+    node.REFINEMENT.WIDTH = 512
 
     node.LWS = CN()
     # With TRAINABLE "scale", the factor of a class multiplies its bias too. The release scales the weight alone.

@@ -224,6 +224,16 @@ def add_loss_settings(node: CN) -> None:
     # A background column (detection), or none (plain classification).
     node.LDAM.BACKGROUND = True
 
+    node.LOCE = CN()
+    # What an observation leaves of a class's mean score.
+    node.LOCE.ALPHA = 0.9
+    # Mean score of each class at first.
+    node.LOCE.INITIAL_SCORE = 0.01
+    # Mean score of background, which stays.
+    node.LOCE.BACKGROUND_SCORE = 0.01
+    # A background column (detection), or none (plain classification).
+    node.LOCE.BACKGROUND = True
+
 
 def add_regularizer_settings(node: CN) -> None:
     """Add ``REGULARIZER``: a term that is added to the loss in training."""

@@ -28,6 +28,10 @@ KEYS = {
         for node, names in (("CALIBRATION", CALIBRATIONS), ("REGULARIZER", REGULARIZERS))
         for name in names
     },
+    "loce": [f"{node}.{key}" for node in ("LOCE", "FEATURE_MEMORY") for key in get_cfg().MODEL.LONG_TAIL[node]],
+    "pcb": ["REGULARIZER.NAME"]
+    + [f"REGULARIZER.PCB.{key}" for key in get_cfg().MODEL.LONG_TAIL.REGULARIZER.PCB]
+    + [f"REFINEMENT.{key}" for key in get_cfg().MODEL.LONG_TAIL.REFINEMENT],
     "crt": ["TRAINABLE", "INIT_CLASSIFIER"],
     "lws": ["TRAINABLE", "INIT_CLASSIFIER", "LWS.SCALE_BIAS"],
     "tau_norm": ["TAU_NORM.TAU"],
@@ -102,7 +106,8 @@ def test_the_index_states_the_logits_and_what_each_loss_is():
         loss = loss_class(frequency)
         assert eval(logits, {"K": 3, "groups": 1}) == loss.num_logits, name
         assert (counts != "-") == loss_class.needs_frequency, name
-        assert (state != "-") == any(key.endswith(("grad", "seen", "num_steps")) for key in loss.state_dict()), name
+        states = ("grad", "seen", "num_steps", "mean_score")
+        assert (state != "-") == any(key.endswith(states) for key in loss.state_dict()), name
 
 
 def documents():

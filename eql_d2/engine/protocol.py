@@ -14,12 +14,18 @@ from eql_d2.errors import InputError
 from eql_d2.modeling.classifier_layer import classifier_layers
 
 #: What ``MODEL.LONG_TAIL.TRAINABLE`` may be, with the beginnings of the names of the parameters of a box predictor that
-#: are then trained; ``box_head`` has the layers below it, too.
+#: are then trained.
 TRAINABLE = {
     "all": (),
     "box_head": ("cls_score.", "cls_scale", "bbox_pred."),
+    "predictors": ("cls_score.", "cls_scale", "bbox_pred."),
     "classifier": ("cls_score.",),
     "scale": ("cls_scale",),
+}
+#: The beginnings of the names of what some of them train besides.
+BESIDE_PREDICTORS = {
+    "box_head": ("roi_heads.box_head.",),
+    "predictors": ("proposal_generator.", "roi_heads.mask_head."),
 }
 INIT_CLASSIFIER = ("keep", "reset", "match")
 #: Parts of a box predictor that belong to the classifier: its parameters and what its loss has accumulated.
@@ -53,7 +59,7 @@ def freeze(model: nn.Module, trainable: str) -> None:
 
     Args:
         model: the whole model.
-        trainable: "all" (nothing is frozen), "box_head", "classifier" or "scale".
+        trainable: "all" (nothing is frozen), "box_head", "predictors", "classifier" or "scale".
 
     Raises:
         InputError: if the model has no box predictor of this package.
@@ -61,12 +67,12 @@ def freeze(model: nn.Module, trainable: str) -> None:
     if trainable == "all":
         return
     trained = tuple(f"{name}.{part}" for name, _ in classifier_layers(model) for part in TRAINABLE[trainable])
-    if trained and trainable == "box_head":
-        trained += ("roi_heads.box_head.",)
+    if trained and trainable in BESIDE_PREDICTORS:
+        trained += BESIDE_PREDICTORS[trainable]
         if not hasattr(model, "roi_heads"):
             raise InputError(
-                f"MODEL.LONG_TAIL.TRAINABLE is 'box_head', and a {type(model).__name__} has none; 'classifier' and "
-                f"'scale' train its last layer."
+                f"MODEL.LONG_TAIL.TRAINABLE is {trainable!r}, and a {type(model).__name__} has no box head; "
+                f"'classifier' and 'scale' train its last layer."
             )
     if not trained:
         raise InputError(

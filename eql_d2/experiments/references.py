@@ -136,7 +136,7 @@ def describe_training(cfg: CfgNode) -> str:
         start = start.replace(part, "")
     if node.CALIBRATION.NAME or node.TAU_NORM.TAU:
         return f"none, starts from {start}"
-    part = {"all": "", "box_head": "box head, ", "classifier": "classifier, ", "scale": "scales, "}[node.TRAINABLE]
+    part = {"all": "", "box_head": "box head, ", "scale": "scales, "}.get(node.TRAINABLE, f"{node.TRAINABLE}, ")
     return f"{part}{cfg.SOLVER.MAX_ITER:,} x {cfg.SOLVER.IMS_PER_BATCH} images from {start}"
 
 

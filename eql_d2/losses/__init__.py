@@ -26,6 +26,7 @@ from eql_d2.losses.gol import GumbelOptimizedLoss
 from eql_d2.losses.iif import InverseImageFrequencyLoss
 from eql_d2.losses.inverse_frequency import InverseFrequencyLoss
 from eql_d2.losses.ldam import LabelDistributionAwareMarginLoss
+from eql_d2.losses.loce import EquilibriumLoss
 from eql_d2.losses.pcb import PairwiseClassBalance
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY, build_classifier_loss, default_settings
 from eql_d2.losses.regularizer import REGULARIZER_REGISTRY, Regularizer, add_regularizer
@@ -52,6 +53,7 @@ __all__ = [
     "EqualizationLossV2",
     "EqualizedFocalLoss",
     "EqualizedQualityFocalLoss",
+    "EquilibriumLoss",
     "FederatedLoss",
     "FocalLoss",
     "Fracal",

@@ -56,6 +56,9 @@ class ClassifierLoss(nn.Module, ABC):
     #: and what :meth:`in_parts` is told: then the regions of a step may come in several calls.
     regions_are_independent = True
 
+    #: Whether :meth:`forward` takes which regions are of one object.
+    uses_objects = False
+
     group_of_class: Optional[Tensor]
 
     def __init__(self, categories: Categories):
@@ -196,6 +199,10 @@ class ClassifierLoss(nn.Module, ABC):
         Returns:
             Float32 (float64 for float64 logits) ``[R, K + 1]``; column K is background. Rows need not sum to one.
         """
+
+    def class_demand(self) -> Optional[Tensor]:
+        """Return what the chance of each class is to be, ``[K]``, where further regions can be had; ``None`` if any."""
+        return None
 
     def statistics(self) -> Dict[str, Tensor]:
         """Return what a training log may show of the last :meth:`forward`: named scalars, detached, on the device.

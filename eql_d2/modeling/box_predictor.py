@@ -13,6 +13,7 @@ from eql_d2.losses import ClassifierLoss
 from eql_d2.losses.calibration import Calibration
 from eql_d2.modeling.build import build_classifier_loss_from_config
 from eql_d2.modeling.classifier_layer import ClassifierLayer, classifier_settings
+from eql_d2.modeling.feature_memory import objects_of_regions
 from eql_d2.modeling.frozen import is_frozen
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
 from eql_d2.modeling.statistics import log_loss_statistics, statistics_are_due
@@ -103,14 +104,13 @@ class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
         """
         logits, deltas = predictions
         gt_classes = cat([p.gt_classes for p in proposals])
-        has_verified = all(p.has("verified") for p in proposals)
-        verified = cat([p.verified for p in proposals]) if has_verified else None
-
-        classification = self.classifier_loss(logits, gt_classes, verified)
-        losses = dict(classification) if isinstance(classification, dict) else {"loss_cls": classification}
+        losses = self.classification_losses(logits, proposals)
         if not (self.training and is_frozen(self.bbox_pred)):
-            losses["loss_box_reg"] = self._regression_loss(deltas, proposals, gt_classes)
+            losses.update(self._weighted(loss_box_reg=self._regression_loss(deltas, proposals, gt_classes)))
         self._log(logits, gt_classes)
+        return losses
+
+    def _weighted(self, **losses: Tensor) -> Dict[str, Tensor]:
         return {name: value * self.loss_weight.get(name, 1.0) for name, value in losses.items()}
 
     def _regression_loss(self, deltas: Tensor, proposals: List[Instances], gt_classes: Tensor) -> Tensor:
@@ -120,6 +120,15 @@ class LongTailOutputLayers(ClassifierLayer, FastRCNNOutputLayers):
         # Images without ground truth have no gt_boxes; all of their regions are background, so any box will do.
         gt_boxes = cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
         return self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+
+    def classification_losses(self, logits: Tensor, proposals: List[Instances]) -> Dict[str, Tensor]:
+        """Return ``loss_cls``, or the named parts that the classifier loss gives; arguments as of :meth:`losses`."""
+        gt_classes = cat([p.gt_classes for p in proposals])
+        has_verified = all(p.has("verified") for p in proposals)
+        verified = cat([p.verified for p in proposals]) if has_verified else None
+        extra = {"objects": objects_of_regions(proposals)} if self.classifier_loss.uses_objects else {}
+        loss = self.classifier_loss(logits, gt_classes, verified, **extra)
+        return self._weighted(**(loss if isinstance(loss, dict) else {"loss_cls": loss}))
 
     @torch.no_grad()
     def _log(self, logits: Tensor, gt_classes: Tensor) -> None:

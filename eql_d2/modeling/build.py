@@ -77,6 +77,26 @@ def build_foreground_loss(name: str, categories: Categories, settings: Mapping[s
     return build_classifier_loss(name, categories, {**settings, **without})
 
 
+def check_plain(cfg, name: str) -> None:
+    """Check that a config asks a detector for nothing that ``LongTailStandardROIHeads`` alone have.
+
+    Args:
+        cfg: with ``MODEL.LONG_TAIL``.
+        name: of the heads or the detector that is built.
+
+    Raises:
+        InputError: if it does.
+    """
+    node = cfg.MODEL.LONG_TAIL
+    asked = {"FEATURE_MEMORY.SIZE": node.FEATURE_MEMORY.SIZE, "REFINEMENT.LOSS_WEIGHTS": node.REFINEMENT.LOSS_WEIGHTS}
+    for key, value in asked.items():
+        if value:
+            raise InputError(
+                f"MODEL.LONG_TAIL.{key} is {value}, which {name} has not; LongTailStandardROIHeads has it (FPN, no "
+                f"cascade)."
+            )
+
+
 def build_calibration_from_config(cfg, stage: int = 0, head: str = "ROI_HEADS") -> Optional[Calibration]:
     """Build what ``MODEL.LONG_TAIL.CALIBRATION.NAME`` names, with the settings of its own node; ``None`` for no name.
 

@@ -20,7 +20,7 @@ from eql_d2.errors import InputError
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY, ClassifierLoss
 from eql_d2.losses.state import mean_count_over_ranks
 from eql_d2.modeling.assignment import atss
-from eql_d2.modeling.build import build_classifier_loss_from_config
+from eql_d2.modeling.build import build_classifier_loss_from_config, check_plain
 from eql_d2.modeling.ignored import IgnoredRegions, ignored_threshold
 from eql_d2.modeling.postprocessing import traced_nms
 from eql_d2.modeling.rcnn import verified_classes
@@ -121,6 +121,7 @@ class LongTailRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
+        check_plain(cfg, cls.__name__)
         classifier_loss = build_classifier_loss_from_config(cfg)
         _check_loss(classifier_loss)
         settings = super().from_config(cfg)

@@ -1,6 +1,7 @@
 """ROI heads: Detectron2's three, with the long-tailed box predictor and image-level labels on every region."""
 
 from contextlib import contextmanager
+from functools import partial
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 from unittest.mock import patch
 
@@ -13,9 +14,12 @@ from torch import Tensor
 from eql_d2.errors import InputError
 from eql_d2.losses.base import widen
 from eql_d2.modeling.box_predictor import LongTailOutputLayers, split_by_image
+from eql_d2.modeling.build import check_plain
+from eql_d2.modeling.feature_memory import FeatureMemory
 from eql_d2.modeling.frozen import is_frozen
 from eql_d2.modeling.ignored import IgnoredRegions
 from eql_d2.modeling.postprocessing import fast_rcnn_inference
+from eql_d2.modeling.refinement import FeatureRefinement
 
 
 class ImageLabelsMixin:
@@ -83,12 +87,60 @@ class ImageLabelsMixin:
 
 @ROI_HEADS_REGISTRY.register()
 class LongTailStandardROIHeads(ImageLabelsMixin, StandardROIHeads):
-    """``StandardROIHeads`` (FPN) with a :class:`LongTailOutputLayers`."""
+    """``StandardROIHeads`` (FPN) with a :class:`LongTailOutputLayers`, and what needs the features of its regions."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        memory: Optional[FeatureMemory] = None,
+        refinement: Optional[FeatureRefinement] = None,
+        pass_weights: Sequence[float] = (1.0,),
+        **kwargs,
+    ):
+        """
+        Args:
+            memory: region features of earlier images, some of which are classified in each training step as regions of
+                one more image. Masks are not trained by them.
+            refinement: makes the features of the next pass through the box head.
+            pass_weights: factor of the classification loss of each pass; more than one with a refinement alone. Boxes
+                are trained by, and detections are those of, the last pass.
+            kwargs: arguments of ``StandardROIHeads``.
+
+        Raises:
+            InputError: for a memory beside a loss that does not say which classes it wants, or either with
+                ``train_on_pred_boxes``.
+        """
+        super().__init__(**kwargs)
+        if memory is not None and self.box_predictor.classifier_loss.class_demand() is None:
+            raise InputError(
+                f"MODEL.LONG_TAIL.FEATURE_MEMORY.SIZE is {memory.size}, and MODEL.LONG_TAIL.LOSS "
+                f"{self.box_predictor.classifier_loss.name!r} does not say which classes it wants; LOCE does."
+            )
+        if self.train_on_pred_boxes and (memory is not None or refinement is not None):
+            raise InputError(
+                "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES is True, which goes neither with "
+                "MODEL.LONG_TAIL.FEATURE_MEMORY nor with MODEL.LONG_TAIL.REFINEMENT."
+            )
+        self.memory, self.refinement, self.pass_weights = memory, refinement, tuple(pass_weights)
+        if refinement is not None:  # it wants the deltas of all classes
+            self.box_predictor.gather_deltas = False
+        self._targets: Optional[List[Instances]] = None
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         ret = super()._init_box_head(cfg, input_shape)
-        ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_head"].output_shape)
+        predictor = ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_head"].output_shape)
+        node = cfg.MODEL.LONG_TAIL
+        if node.FEATURE_MEMORY.SIZE:
+            settings = {name: node.FEATURE_MEMORY[name] for name in ("SIZE", "DRAWS", "FEATURES", "JITTER")}
+            ret["memory"] = FeatureMemory(*settings.values())
+        if node.REFINEMENT.LOSS_WEIGHTS:
+            side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
+            shape = (input_shape[ret["box_in_features"][0]].channels, side, side)
+            widths = (predictor.cls_score.out_features, predictor.bbox_pred.out_features, node.REFINEMENT.WIDTH)
+            ret["refinement"] = FeatureRefinement(shape, *widths)
+            ret["pass_weights"] = node.REFINEMENT.LOSS_WEIGHTS
         return ret
 
     def region_features(self, features: Dict[str, Tensor], boxes: List[Boxes]) -> Tensor:
@@ -101,6 +153,48 @@ class LongTailStandardROIHeads(ImageLabelsMixin, StandardROIHeads):
         pooled = self.box_pooler([features[name] for name in self.box_in_features], boxes)
         return torch.flatten(self.box_head(pooled), start_dim=1)
 
+    def label_and_sample_proposals(self, proposals: List[Instances], targets: List[Instances]) -> List[Instances]:
+        self._targets = targets
+        return super().label_and_sample_proposals(proposals, targets)
+
+    def _forward_box(self, features, proposals):
+        """Same as ``StandardROIHeads._forward_box``, with the regions from memory and the passes there are."""
+        targets, self._targets = self._targets, None
+        if self.memory is None and self.refinement is None:
+            return super()._forward_box(features, proposals)
+        pool = partial(self.box_pooler, [features[name] for name in self.box_in_features])
+        x = pool([p.proposal_boxes for p in proposals])
+        if self.training and self.memory is not None:
+            assert targets is not None
+            self.memory.put(targets, pool)
+            for drawn in self.memory.draw(self.box_predictor.classifier_loss.class_demand()):
+                x = torch.cat([x, drawn.features.to(x)])
+                if self._verified is not None:
+                    drawn.verified = self._verified.new_zeros(1, self.num_classes).expand(len(drawn), -1)
+                proposals = [*proposals, drawn]
+        return self._run_passes(x, proposals)
+
+    def _run_passes(self, x: Tensor, proposals: List[Instances]):
+        """Return the losses, or at test time the detections, of region features ``[R, C, h, w]``."""
+        predictor, regularizer = self.box_predictor, self.box_predictor.classifier_loss.regularizer
+        last = len(self.pass_weights) - 1
+        earlier: List[Dict[str, Tensor]] = []
+        for i in range(last + 1):
+            if regularizer is not None:
+                regularizer.progress = i / last if last else 1.0
+            predictions = predictor(self.box_head(x))
+            if i < last:
+                if self.training:
+                    earlier.append(predictor.classification_losses(predictions[0], proposals))
+                x = self.refinement(x, *predictions)
+        if not self.training:
+            return predictor.inference(predictions, proposals)[0]
+        losses = predictor.losses(predictions, proposals)
+        for name in losses.keys() - {"loss_box_reg"}:
+            of_passes = [*(of_pass[name] for of_pass in earlier), losses[name]]
+            losses[name] = sum(weight * loss for weight, loss in zip(self.pass_weights, of_passes))
+        return losses
+
 
 @ROI_HEADS_REGISTRY.register()
 class LongTailRes5ROIHeads(ImageLabelsMixin, Res5ROIHeads):
@@ -108,6 +202,7 @@ class LongTailRes5ROIHeads(ImageLabelsMixin, Res5ROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_plain(cfg, cls.__name__)
         ret = super().from_config(cfg, input_shape)
         ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_predictor"].cls_score.in_features)
         return ret
@@ -153,6 +248,7 @@ class LongTailCascadeROIHeads(ImageLabelsMixin, CascadeROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        check_plain(cfg, cls.__name__)
         node = cfg.MODEL.LONG_TAIL.CASCADE
         return {
             **super().from_config(cfg, input_shape),

@@ -19,6 +19,7 @@ from tests.modeling.test_heads import example
 
 TRAINED = {
     "box_head": r"\.box_head\.|\.(cls_score|bbox_pred)\.(weight|bias)$",
+    "predictors": r"^proposal_generator\.|\.mask_head\.|\.(cls_score|bbox_pred)\.(weight|bias)$",
     "classifier": r"\.cls_score\.(weight|bias)$",
     "scale": r"\.cls_scale$",
 }
@@ -84,7 +85,8 @@ def test_nothing_else_moves(lvis_folder, architecture, trainable):
     stages = 3 if architecture.startswith("Cascade") else 1
     trained = {name for name in before if re.search(TRAINED[trainable], name)}
     head = {name for name in before if ".box_head." in name}
-    assert len(trained - head) == stages * {"box_head": 4, "classifier": 2, "scale": 1}[trainable]
+    layers = {name for name in trained - head if ".box_predictor." in name}
+    assert len(layers) == stages * {"box_head": 4, "predictors": 4, "classifier": 2, "scale": 1}[trainable]
     assert (trained & head == head) == (trainable == "box_head" or not head)
     assert trained <= moved
     assert all(re.search(LOSS_STATE, name) for name in moved - trained), moved

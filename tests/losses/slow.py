@@ -326,6 +326,21 @@ def ldam(loss, state, logits, labels, verified):
     return total / divisor
 
 
+def loce(loss, state, logits, labels, verified):
+    """Each region is an object; the state is that of the loss before the step, and one observation after another."""
+    num_classes, mean_score = loss.num_classes, loss.mean_score.tolist()
+    observed = {}
+    for r, y in enumerate(labels):
+        if y < num_classes:
+            observed.setdefault(y, []).append(float(torch.softmax(logits[r].detach(), 0)[y]))
+    for y, scores in observed.items():
+        mean = sum(scores) / len(scores)
+        for _ in scores:
+            mean_score[y] = loss.alpha * mean_score[y] + (1 - loss.alpha) * mean
+    factor = [*mean_score, loss.background_score][: loss.num_logits]
+    return sum(softmax_entropy(logits[r], y, factor) for r, y in enumerate(labels)) / len(labels)
+
+
 SLOW_LOSSES = {
     "SOFTMAX": softmax,
     "SIGMOID": sigmoid,
@@ -348,4 +363,5 @@ SLOW_LOSSES = {
     "GOL": gol,
     "IIF": iif,
     "LDAM": ldam,
+    "LOCE": loce,
 }
