@@ -37,6 +37,8 @@ def check_feature_cache(cfg: CfgNode) -> None:
         "MODEL.LONG_TAIL.AUGMENT.SCALE_JITTER": ("()", not node.AUGMENT.SCALE_JITTER),
         "MODEL.LONG_TAIL.AUGMENT.COPY_PASTE": ("0", not node.AUGMENT.COPY_PASTE),
         "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": ("False", not cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES),
+        "MODEL.LONG_TAIL.FEATURE_MEMORY.SIZE": ("0", not node.FEATURE_MEMORY.SIZE),
+        "MODEL.LONG_TAIL.REFINEMENT.LOSS_WEIGHTS": ("()", not node.REFINEMENT.LOSS_WEIGHTS),
         "SOLVER.AMP.ENABLED": ("False", not cfg.SOLVER.AMP.ENABLED),
     }
     for key, (needed, is_so) in obstacles.items():
