@@ -199,7 +199,8 @@ def add_eql_config(cfg: CN) -> None:
     node.TIMM.OUT_FEATURES = []
     # Start from timm's weights, which it downloads. MODEL.WEIGHTS is loaded after them.
     node.TIMM.PRETRAINED = False
-    # "" for the model's norm layers, or "FrozenBN": batch norm with fixed statistics and factors.
+    # "" for the model's norm layers, "FrozenBN": batch norm with fixed statistics and factors, or "SyncBN": batch norm
+    # with the statistics of all GPUs.
     node.TIMM.NORM = ""
 
     node.ANALYSIS = CN()

@@ -24,6 +24,7 @@ SECTIONS = {
     "mini_openimages": "The generated data set in the format of Open Images",
     "mini_semseg": "The generated data set as index masks",
     "mini_partly": "The generated data set, half of the classes labelled in each half of its images",
+    "mini_challenge": "The road map of the challenge of 2019 on the generated data set",
     "photographs": "Photographs of CIFAR-100, four to an image",
     "real": "A few real photographs",
 }

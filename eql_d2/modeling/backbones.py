@@ -118,7 +118,8 @@ class TimmBackbone(Backbone):
         in_channels: of the images.
         out_features: names of the stages to give, ``stage1`` (stride 2 or 4) and on; the last one if empty.
         pretrained: load timm's weights, which it downloads.
-        norm: "" for the model's own norm layers, or "FrozenBN" for batch norm with fixed statistics and factors.
+        norm: "" for the model's own norm layers, "FrozenBN" for batch norm with fixed statistics and factors, or
+            "SyncBN" for batch norm with the statistics of the images of all processes.
         freeze_at: that many stages from the input on are frozen, the stem with the first; 0 for none.
 
     Raises:
@@ -136,8 +137,11 @@ class TimmBackbone(Backbone):
     ):
         super().__init__()
         timm = _import_timm()
-        if norm not in ("", "FrozenBN"):
-            raise InputError(f"MODEL.LONG_TAIL.TIMM.NORM is {norm!r}; it is '' (the model's own) or 'FrozenBN'.")
+        # timm's own conversions: its batch norm carries the activation.
+        norms = {"": lambda model: model, "FrozenBN": timm.layers.freeze_batch_norm_2d}
+        norms["SyncBN"] = timm.layers.convert_sync_batchnorm
+        if norm not in norms:
+            raise InputError(f"MODEL.LONG_TAIL.TIMM.NORM is {norm!r}; it is '' (the model's own), 'FrozenBN' or 'SyncBN'.")
         try:
             model = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=in_channels)
         except RuntimeError as error:
@@ -154,8 +158,7 @@ class TimmBackbone(Backbone):
             raise InputError(
                 f"MODEL.LONG_TAIL.TIMM.OUT_FEATURES has {unknown[0]!r}; {name} has {', '.join(self._stages)}."
             )
-        # timm's own conversion: its batch norm carries the activation.
-        self.model = timm.layers.freeze_batch_norm_2d(model) if norm else model
+        self.model = norms[norm](model)
         if not 0 <= freeze_at <= len(self._stages):
             raise InputError(f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; it is 0 to {len(self._stages)}.")
         if freeze_at:
