@@ -92,7 +92,7 @@ def collect_lines(table: Table, results_file: Path, errors: Optional[Mapping[str
         cells = {metric: Cell(published=_published(published, row, metric)) for metric in table.metrics}
         for metric, cell in cells.items():
             for _, record in again if metric.endswith(FIXED) else found:
-                value = _lookup(record["metrics"], metric)
+                value = _lookup(record["metrics"], metric, row.augmented)
                 if value is not None:
                     cell.values.append(value)
         lines.append(
@@ -153,9 +153,9 @@ def differs(first: Sequence[float], second: Sequence[float]) -> bool:
     return bool(abs(test.statistic) > stats.t.ppf(0.975, max(1, int(test.df))))
 
 
-def _lookup(metrics: Mapping[str, Any], metric: str) -> Optional[float]:
+def _lookup(metrics: Mapping[str, Any], metric: str, augmented: bool) -> Optional[float]:
     kind, name = metric.split("/")
-    return metrics.get(kind, {}).get(name)
+    return metrics.get(f"{kind}_TTA" if augmented else kind, {}).get(name)
 
 
 def _published(tables: Mapping[str, Dict[str, Any]], row: TableRow, metric: str) -> Dict[str, str]:

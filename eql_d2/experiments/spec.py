@@ -40,10 +40,10 @@ A specification is a mapping:
 A row is a mapping with ``name`` and ``config`` (below ``configs/``, without ``.yaml``) and, optionally, ``label``,
 ``opts``, ``seeds``, ``values``, ``start`` (the row or preparation whose last weights become ``MODEL.WEIGHTS``; of the
 same seed if it is a row), ``action`` (``train`` or ``evaluate``), ``calibrate`` (collect the logit statistics of LogN
-first), ``baseline`` (another row than the table's), ``twin`` (the LVIS config that it is a small copy of) and
-``published`` (a reference into ``paper_tables.yaml`` for each source, ``paper`` or ``repository``). What is published
-of a row that does not say so itself is what ``references.yaml`` names for its twin or its config; of a config with
-``opts`` of the row's own, nothing.
+first), ``augmented`` (the numbers are those of test-time augmentation, which the config asks for), ``baseline``
+(another row than the table's), ``twin`` (the LVIS config that it is a small copy of) and ``published`` (a reference
+into ``paper_tables.yaml`` for each source, ``paper`` or ``repository``). What is published of a row that does not say
+so itself is what ``references.yaml`` names for its twin or its config; of a config with ``opts`` of the row's own, nothing.
 
 A row that this package cannot run has ``not_expressible``, the reason in a sentence, in the place of ``config``: it is
 printed with what is published of it.
@@ -117,6 +117,7 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         start: name of the row or preparation whose weights it starts from, empty for those of the config.
         action: "train" or "evaluate" (only evaluate ``MODEL.WEIGHTS``).
         calibrate: whether the logit statistics of the weights are collected before the evaluation.
+        augmented: whether a metric of ``segm`` is that of ``segm_TTA``, and so on.
         baseline: name of the row that differences are taken to, the table's if the row has none of its own.
         values: contents of the extra columns.
         twin: the config whose published numbers are printed, where it is not ``config``.
@@ -132,6 +133,7 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: str = ""
     action: Literal["train", "evaluate"] = "train"
     calibrate: bool = False
+    augmented: bool = False
     baseline: str = ""
     values: Dict[str, Any] = {}
     twin: str = ""

@@ -141,7 +141,9 @@ class TimmBackbone(Backbone):
         norms = {"": lambda model: model, "FrozenBN": timm.layers.freeze_batch_norm_2d}
         norms["SyncBN"] = timm.layers.convert_sync_batchnorm
         if norm not in norms:
-            raise InputError(f"MODEL.LONG_TAIL.TIMM.NORM is {norm!r}; it is '' (the model's own), 'FrozenBN' or 'SyncBN'.")
+            raise InputError(
+                f"MODEL.LONG_TAIL.TIMM.NORM is {norm!r}; it is '' (the model's own), 'FrozenBN' or 'SyncBN'."
+            )
         try:
             model = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=in_channels)
         except RuntimeError as error:
