@@ -23,8 +23,9 @@ from eql_d2.losses import (
 from eql_d2.losses.fracal import save_dimensions
 from tests.conftest import CONFIGS, ROOT
 
-#: The detectors; tests/test_classification_configs.py and test_segmentation_configs.py have the others.
+#: The detectors; test_classification_configs.py, test_segmentation_configs.py and test_challenge.py have the others.
 OTHERS = {CONFIGS / "classification", CONFIGS / "segmentation", CONFIGS / "mini_semseg"}
+OTHERS |= {CONFIGS / "LVISv0.5/challenge", CONFIGS / "mini_challenge"}
 LEAVES = [path for path in leaves() if not OTHERS & set(path.parents)]
 #: Folders of the configs that are no method's.
 SETS = ("mini", "mini_openimages", "mini_partly", "photographs", "real")

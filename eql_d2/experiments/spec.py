@@ -43,7 +43,7 @@ same seed if it is a row), ``action`` (``train`` or ``evaluate``), ``calibrate``
 first), ``augmented`` (the numbers are those of test-time augmentation, which the config asks for), ``baseline``
 (another row than the table's), ``twin`` (the LVIS config that it is a small copy of) and ``published`` (a reference
 into ``paper_tables.yaml`` for each source, ``paper`` or ``repository``). What is published of a row that does not say
-so itself is what ``references.yaml`` names for its twin or its config; of a config with ``opts`` of the row's own, nothing.
+so itself is what ``references.yaml`` names for its twin or its config; of a config with ``opts`` of its own, nothing.
 
 A row that this package cannot run has ``not_expressible``, the reason in a sentence, in the place of ``config``: it is
 printed with what is published of it.
