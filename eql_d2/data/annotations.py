@@ -31,7 +31,7 @@ import numpy as np
 
 from eql_d2.data import segmentation
 from eql_d2.data.groups import frequency_group, given_groups
-from eql_d2.data.image_labels import Source, wrong_sources
+from eql_d2.data.image_labels import ImageSource, wrong_sources
 from eql_d2.errors import InputError
 
 PathLike = Union[str, os.PathLike]
@@ -110,7 +110,7 @@ class AnnotationFile(msgspec.Struct):
     images: List[Image]
     categories: List[Category]
     annotations: Optional[List[Annotation]] = None
-    sources: List[Source] = []
+    sources: List[ImageSource] = []
 
     @property
     def is_lvis(self) -> bool:

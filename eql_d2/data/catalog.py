@@ -73,7 +73,8 @@ def check_same_categories(names: Sequence[str]) -> None:
         if found != expected:
             raise InputError(
                 f"{first} has {len(expected or ())} categories and {other} has {len(found or ())}, or they have other "
-                f"names; data sets that are trained on together must have the same categories in the same order."
+                f"names; data sets that are trained on together must have the same categories in the same order. "
+                f"eql-d2 merge writes one file of data sets with others."
             )
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # the reader imports this module
     from eql_d2.data.annotations import Annotation, Image
 
 
-class Source(msgspec.Struct, gc=False):
+class ImageSource(msgspec.Struct, gc=False):
     """An entry of ``sources``, one for each data set that a file was merged of; each image names its own.
 
     ``exhaustive_category_ids``: the categories all of whose objects are annotated in all images of the source. Such a
@@ -51,7 +51,7 @@ def positive_ids(annotations: Iterable["Annotation"]) -> List[int]:
     return sorted({annotation.category_id for annotation in annotations})
 
 
-def add_source(record: Dict[str, Any], sources: Dict[str, Source]) -> None:
+def add_source(record: Dict[str, Any], sources: Dict[str, ImageSource]) -> None:
     """Add to an unpacked record what is known of its source, in place.
 
     Args:
@@ -69,7 +69,9 @@ def add_source(record: Dict[str, Any], sources: Dict[str, Source]) -> None:
         record["has_masks"] = False
 
 
-def wrong_sources(sources: Sequence[Source], images: Iterable["Image"], category_ids: Iterable[int]) -> Iterator[str]:
+def wrong_sources(
+    sources: Sequence[ImageSource], images: Iterable["Image"], category_ids: Iterable[int]
+) -> Iterator[str]:
     """Yield what does not fit together in a file's sources, a clause each."""
     names = [source.name for source in sources]
     for name in sorted({name for name in names if names.count(name) > 1 or not name}):

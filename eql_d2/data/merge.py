@@ -2,7 +2,7 @@
 
 A mapping file says which data sets, and which of their categories is which of the merged file's
 (``docs/merged_data.md``). What is written is an ordinary file in LVIS format with ``sources``
-(:class:`~eql_d2.data.image_labels.Source`), which everything else takes as it is.
+(:class:`~eql_d2.data.image_labels.ImageSource`), which everything else takes as it is.
 """
 
 import logging
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from eql_d2.data.annotations import AnnotationFile, Image, PathLike
-from eql_d2.data.image_labels import Source
+from eql_d2.data.image_labels import ImageSource
 from eql_d2.data.lvis import choose_file_naming
 from eql_d2.data.merge_mapping import MergedSource, MergeMapping, TargetCategories, map_categories
 from eql_d2.data.merge_sources import read_source
@@ -71,7 +71,7 @@ class _Merged:
     source_of: Dict[int, str] = field(default_factory=dict)
     annotations: List[Dict[str, Any]] = field(default_factory=list)
     boxes: Dict[Tuple[int, int], List[Any]] = field(default_factory=lambda: defaultdict(list))
-    sources: List[Source] = field(default_factory=list)
+    sources: List[ImageSource] = field(default_factory=list)
 
     def add_annotation(self, one: Any, area: Optional[float], image_id: int, category_id: int) -> None:
         x, y, width, height = one.bbox
@@ -138,7 +138,7 @@ def _add_images(
         of_target[target].add(category_id)
     has_masks = any(bytes(one.segmentation) for one in content.annotations or ())
     known = sorted(target for target, ids in of_target.items() if ids <= exhaustive)
-    merged.sources.append(Source(source.name, known, has_masks))
+    merged.sources.append(ImageSource(source.name, known, has_masks))
 
     folder = os.path.join(root, source.images)
     naming = choose_file_naming(folder, image_record(content.images[0]), anywhere=True)

@@ -77,7 +77,8 @@ def _read_open_images(source: MergedSource, root: str) -> SourceContent:
     )
     records = load_open_images(OpenImagesFiles(*paths), os.path.join(root, source.images))
     names = records.table.header.class_names  # type: ignore[attr-defined]
-    images, annotations = [], []
+    images: List[Image] = []
+    annotations: List[Annotation] = []
     for record in records:
         image_id, labels = record["image_id"] + 1, record.get("image_labels")
         absent = None if labels is None else sorted(k + 1 for k in {*labels["negative"]} - {*labels["positive"]})

@@ -26,7 +26,7 @@ from eql_d2.data.annotations import (
 )
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.image_files import leads_out
-from eql_d2.data.image_labels import Source, add_source, image_level_labels
+from eql_d2.data.image_labels import ImageSource, add_source, image_level_labels
 from eql_d2.data.segmentation import MAX_COORDINATE, is_plainly_polygons, is_valid_polygon
 from eql_d2.errors import InputError
 
@@ -83,7 +83,7 @@ class Header(msgspec.Struct):
     num_left_out: int = 0
     num_orphans: int = 0
     names_lead_out: bool = False
-    sources: List[Source] = []
+    sources: List[ImageSource] = []
 
     def table(self, buffer: Any, reopen: Optional[tuple] = None) -> "AnnotationTable":
         """Return the table over the packed records; arguments as for :class:`AnnotationTable`."""
@@ -345,7 +345,7 @@ def pack(content: AnnotationFile, checksum: str, path: PathLike, out: Writer) ->
             for name in (image.file_name, "/".join(image.coco_url.split("/")[-2:]))
         ),
         sources=[
-            Source(one.name, sorted({labels[id_] for id_ in one.exhaustive_category_ids}), one.has_masks)
+            ImageSource(one.name, sorted({labels[id_] for id_ in one.exhaustive_category_ids}), one.has_masks)
             for one in content.sources
         ],
     )

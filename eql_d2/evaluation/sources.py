@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, 
 import msgspec
 
 from eql_d2.data.annotations import check_content, read_annotations, readable_json
-from eql_d2.data.image_labels import Source
+from eql_d2.data.image_labels import ImageSource
 from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import Evaluations, evaluate_tasks
 from eql_d2.evaluation.results_file import Results, source_name
@@ -27,7 +27,7 @@ class _Merged(msgspec.Struct):
     images: List[Dict[str, Any]]
     categories: msgspec.Raw
     annotations: List[msgspec.Raw] = []
-    sources: List[Source] = []
+    sources: List[ImageSource] = []
 
 
 def evaluate_sources(
@@ -126,7 +126,7 @@ def _part(content: _Merged, results: Results, name: str, task: str) -> Iterator[
         yield path, results
 
 
-def _written_out(image: Dict[str, Any], source: Source, shown: Set[int]) -> Dict[str, Any]:
+def _written_out(image: Dict[str, Any], source: ImageSource, shown: Set[int]) -> Dict[str, Any]:
     """Return an image's record with the categories in its negative set that its source verified to be absent."""
     absent = set(source.exhaustive_category_ids).union(image.get("neg_category_ids") or ()) - shown
     sets = {"neg_category_ids": sorted(absent)}
