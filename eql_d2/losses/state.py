@@ -46,7 +46,8 @@ class StatefulLoss(ClassifierLoss):
     @contextmanager
     def in_parts(self, gt_classes: Tensor) -> Iterator[None]:
         with super().in_parts(gt_classes):
-            self._of_parts = parts = []
+            parts: List[Dict[str, Tensor]] = []
+            self._of_parts = parts
             try:
                 yield
             finally:
