@@ -86,6 +86,12 @@ def test_the_page_of_merged_data_states_every_key_with_its_default():
     assert stated_in(ROOT / "docs" / "merged_data.md") == {key: repr(default_of(key)) for key in expected}
 
 
+def test_the_page_of_segmentation_states_every_key_with_its_default():
+    expected = {f"SEM_SEG.{key}" for key in default_of("SEM_SEG")}
+    stated = stated_in(ROOT / "docs" / "segmentation.md")
+    assert {key: stated.get(key) for key in expected} == {key: repr(default_of(key)) for key in expected}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_pages_have_every_section(path):
     text = path.read_text()

@@ -230,13 +230,13 @@ def _register_ade20k(name: str) -> None:
     if kind not in ADE20K_FOLDERS or split not in ADE20K_SPLITS:
         return
     images, masks, first_label, ignore = ADE20K_FOLDERS[kind]
-    folders = [os.path.join(data_root(), folder, ADE20K_SPLITS[split]) for folder in (images, masks)]
+    images, masks = (os.path.join(data_root(), folder, ADE20K_SPLITS[split]) for folder in (images, masks))
     if name in DatasetCatalog and not (is_registered_here(name) or _is_detectron2s_ade20k(name)):
         return
     names = ADE20K_SEM_SEG_CATEGORIES
     if _ADE20K_FULL in images:
         names = optional_class_names(os.path.join(data_root(), ADE20K_FULL_NAMES), ADE20K_FULL_CLASSES)
-    register_masks(name, *folders, names, first_label, ignore, replace=True)
+    register_masks(name, images, masks, names, first_label, ignore, replace=True)
     if names is ADE20K_SEM_SEG_CATEGORIES:
         set_metadata(name, head_body_ends=ADE20K_150_HEAD_BODY_ENDS)
 

@@ -5,6 +5,7 @@ file has in their places.
 """
 
 import hashlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.data.image_files import load_image, read_upright_size
 from eql_d2.data.records import RecordError, Writer
 from eql_d2.errors import InputError
+
+logger = logging.getLogger("detectron2.eql_d2.data")
 
 #: Pillow's names of pixels that hold one whole number: of 8 bits, of 8 bits with a palette, of 16, of 32.
 _MODES = ("L", "P", "I;16", "I;16B", "I")
@@ -223,6 +226,7 @@ class MaskSet:
     def read(self) -> Tuple[List[np.ndarray], str]:
         """Count the pixels of each mask, several at a time, one mask of each thread in memory."""
         checksum = self.checksum()
+        logger.info("Counting the pixels of %d masks below %s.", len(self.masks), self.name)
         with ThreadPoolExecutor() as pool:
             return list(pool.map(self.count, range(len(self.masks)))), checksum
 

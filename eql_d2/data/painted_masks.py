@@ -76,11 +76,15 @@ def paint_mask(record: Record, ignore_label: int, background: int) -> np.ndarray
         RecordError: if an instance has no mask, or one that cannot be drawn.
     """
     painted = np.full((record["height"], record["width"]), background, np.uint8 if ignore_label < 256 else np.uint16)
-    crowd, instances = [], []
+    crowd: List[np.ndarray] = []
+    instances: List[Tuple[np.ndarray, int]] = []
     for annotation in record["annotations"]:
         mask = _decode(annotation, record)
-        (crowd if annotation.get("iscrowd", 0) else instances).append((mask, annotation["category_id"]))
-    for mask, _ in crowd:
+        if annotation.get("iscrowd", 0):
+            crowd.append(mask)
+        else:
+            instances.append((mask, annotation["category_id"]))
+    for mask in crowd:
         painted[mask] = ignore_label
     for mask, label in sorted(instances, key=lambda pair: -int(pair[0].sum())):
         painted[mask] = label

@@ -99,6 +99,8 @@ class AnnotatedSet:
 
     def require_annotations(self) -> None:
         """Raise an :class:`~eql_d2.errors.InputError` unless the records have annotations."""
+        if len(self.records) and "sem_seg_file_name" in self.records[0]:
+            raise InputError(f"{self.source} has index masks, which are not drawn; name a set that has objects.")
         if len(self.records) and "annotations" not in self.records[0]:
             raise InputError(f"{self.source} has no annotations; name a set that has, such as a validation set.")
 

@@ -81,6 +81,25 @@ def test_what_is_no_mask(tmp_path, write, words):
     assert str(tmp_path / "a.png") in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([".png", ".tif"]), st.integers(0, 2**32 - 1))
+def test_a_damaged_file_gives_labels_or_one_line(tmp_path_factory, suffix, seed):
+    rng = np.random.default_rng(seed)
+    path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
+    write_mask(path, rng.integers(0, 847, (9, 7)), np.uint16)
+    content = bytearray(path.read_bytes())
+    for _ in range(rng.integers(1, 4)):
+        content[rng.integers(0, len(content))] = rng.integers(0, 256)
+    path.write_bytes(content[: rng.integers(1, len(content) + 1)] if rng.random() < 0.3 else content)
+    try:
+        labels = read_mask(path, FULL, (7, 9))
+    except InputError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert labels.shape == (9, 7) and ((labels < 847) | (labels == 65535)).all()
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
