@@ -1,6 +1,5 @@
 """Region features on disk: what a frozen detector makes of each training image, flipped and not."""
 
-import copy
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +25,15 @@ class RegionFeatures:
     Attributes:
         boxes: float32 ``[N, 4]``, the proposals and, where they are sampled too, the objects.
         features: float32 ``[N, C]``, what the classifier sees of each.
-        gt_boxes: float32 ``[G, 4]``, the objects that all this is of.
+        gt_boxes: float32 ``[G, 4]``, the objects.
+        gt_classes: int64 ``[G]``, their labels.
         num_anchors: int64 ``[2]``, positive and negative anchors, of which the RPN draws a sample.
     """
 
     boxes: Tensor
     features: Tensor
     gt_boxes: Tensor
+    gt_classes: Tensor
     num_anchors: Tensor
 
 
@@ -63,12 +64,15 @@ class FeatureCache:
         """Return where the features of an image are, or will be.
 
         Args:
-            record: a dataset dict.
+            record: a dataset dict; other annotations of the same image have a file of their own.
             flipped: whether the image is flipped.
         """
         if self.place is None:
             raise RuntimeError("open() comes before file_of().")
-        name = f"{record['file_name']} {record['image_id']}"
+        objects = [
+            (*map(float, each["bbox"]), each["category_id"], each.get("iscrowd")) for each in record["annotations"]
+        ]
+        name = repr((record["file_name"], record["image_id"], objects, record.get("ignored_boxes")))
         digest = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
         return self.place / digest[:2] / f"{digest}{'_flipped' * flipped}.safetensors"
 
@@ -91,34 +95,25 @@ def write_features(path: Path, regions: RegionFeatures) -> None:
     write_whole(path, safetensors.torch.save(asdict(regions)))
 
 
-def read_features(path: Path, gt_boxes: Tensor) -> RegionFeatures:
+def read_features(path: Path) -> RegionFeatures:
     """Map a file into memory.
 
-    Args:
-        path: of the file.
-        gt_boxes: of the image's objects, float32 ``[G, 4]``, as the annotations have them now.
-
     Raises:
-        InputError: if it is damaged, or of other objects.
+        InputError: if it is damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as content:
-            regions = RegionFeatures(**{name: content.get_tensor(name) for name in RegionFeatures.__annotations__})
+            return RegionFeatures(**{name: content.get_tensor(name) for name in RegionFeatures.__annotations__})
     except Exception as error:  # safetensors has no names for them
         raise InputError(f"{path} cannot be read ({error}); delete it, and it is computed again.") from None
-    if not regions.gt_boxes.equal(gt_boxes):
-        raise InputError(
-            f"{path} is of an image with {len(regions.gt_boxes)} other objects than the annotations have now; delete "
-            f"{path.parents[1]}, and it is computed again."
-        )
-    return regions
 
 
 class FeatureCacheMapper(LongTailDatasetMapper):
     """The mapper where features are cached: it loads the images alone whose features are not there yet.
 
-    An example has ``feature_file``, the path of its features, and no ``image`` where they are there. Whichever it is,
-    the same random numbers are drawn, and annotations and labels are the same.
+    An example has ``feature_file``, the path of its features, and ``image_size``, its height and width as transformed.
+    Where the features are there it has neither ``image`` nor ``instances``; the objects are in the file. Whichever it
+    is, the same random numbers are drawn.
 
     Attributes:
         cache: to be opened before the first image is mapped.
@@ -137,14 +132,14 @@ class FeatureCacheMapper(LongTailDatasetMapper):
         is_flipped = any(isinstance(transform, (HFlipTransform, VFlipTransform)) for transform in transforms.transforms)
         path = self.cache.file_of(dataset_dict, is_flipped)
         if path.is_file():
-            example = copy.deepcopy(dataset_dict)
-            image_labels = example.pop("image_labels", None)
-            self._transform_annotations(example, transforms, shape)
-            example = with_image_labels(example, image_labels)
+            example = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+            if self.ignore_crowd or "ignored_boxes" in dataset_dict:
+                example["ignored_boxes"] = self._ignored_boxes(dataset_dict, transforms, shape)
+            example = with_image_labels(example, dataset_dict.get("image_labels"))
         else:
             np.random.set_state(state)
             example = super().__call__(dataset_dict)
-        return {**example, "feature_file": str(path)}
+        return {**example, "feature_file": str(path), "image_size": shape}
 
     def _draw(self, record: Dict[str, Any]):
         """Return the transforms of an image and its size (height, width) after them, without the image."""

@@ -67,7 +67,8 @@ class FiniteTrainer(SimpleTrainer):
 
     def after_backward(self) -> None:
         super().after_backward()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        trained = (p for group in self.optimizer.param_groups for p in group["params"])
+        gradients = [p.grad for p in trained if p.grad is not None]
         self._is_finite = _are_finite(gradients)
         if self._is_finite:
             self.in_a_row = 0

@@ -1,7 +1,7 @@
 """What need not be computed where a part of the model is frozen, and what need be computed only once."""
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 from unittest.mock import patch
 
 import torch
@@ -27,10 +27,9 @@ def cached_regions(model: nn.Module, example: Dict[str, Any]) -> RegionFeatures:
         example: of :class:`~eql_d2.data.feature_cache.FeatureCacheMapper`.
     """
     path = Path(example["feature_file"])
-    gt_boxes = example["instances"].gt_boxes.tensor
     if "image" in example and not path.is_file():
         write_features(path, _compute_regions(model, example))
-    return read_features(path, gt_boxes)
+    return read_features(path)
 
 
 @torch.no_grad()
@@ -44,30 +43,31 @@ def _compute_regions(model: nn.Module, example: Dict[str, Any]) -> RegionFeature
     if heads.proposal_append_gt:
         proposals = add_ground_truth_to_proposals(targets, proposals)
     boxes = proposals[0].proposal_boxes
-    parts = (boxes.tensor, heads.region_features(features, [boxes]), targets[0].gt_boxes.tensor, counts[0])
+    gt_boxes, gt_classes = targets[0].gt_boxes.tensor, targets[0].gt_classes
+    parts = (boxes.tensor, heads.region_features(features, [boxes]), gt_boxes, gt_classes, counts[0])
     return RegionFeatures(*(part.cpu().contiguous() for part in parts))
 
 
 def losses_of_regions(
-    heads: nn.Module, regions: List[RegionFeatures], targets: List[Instances], device: torch.device
+    heads: nn.Module, regions: List[RegionFeatures], sizes: List[Tuple[int, int]], device: torch.device
 ) -> Dict[str, Tensor]:
     """Sample regions as a step of the whole model does, by the same random numbers, and return the classifier's losses.
 
     Args:
         heads: the ROI heads.
         regions: of each image.
-        targets: the objects of each image.
+        sizes: (height, width) of each image.
         device: of the model.
     """
     for of_image in regions:
         for number in of_image.num_anchors.tolist():
             torch.randperm(number, device=device)  # the RPN's sample of anchors, which nobody asks for
-    proposals = []
-    for of_image, target in zip(regions, targets):
-        proposal = Instances(target.image_size)
-        proposal.proposal_boxes = Boxes(of_image.boxes.to(device))
-        proposal.row = torch.arange(len(of_image.boxes), device=device)
-        proposals.append(proposal)
+    proposals, targets = [], []
+    for of_image, size in zip(regions, sizes):
+        boxes = Boxes(of_image.boxes.to(device))
+        proposals.append(Instances(size, proposal_boxes=boxes, row=torch.arange(len(boxes), device=device)))
+        gt_boxes, gt_classes = Boxes(of_image.gt_boxes.to(device)), of_image.gt_classes.to(device)
+        targets.append(Instances(size, gt_boxes=gt_boxes, gt_classes=gt_classes))
     with patch.object(heads, "proposal_append_gt", False):  # they are among the regions already
         proposals = heads.label_and_sample_proposals(proposals, targets)
     features = [of_image.features[proposal.row.cpu()] for of_image, proposal in zip(regions, proposals)]

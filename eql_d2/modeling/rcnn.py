@@ -62,9 +62,9 @@ class LongTailRCNN(GeneralizedRCNN):
         ignored = IgnoredRegions.of_batch(batched_inputs, self.ignored_threshold, self.device)
         if "feature_file" in batched_inputs[0]:
             regions = [self._cached_regions(x) for x in batched_inputs]
-            targets = [x["instances"].to(self.device) for x in batched_inputs]
+            sizes = [x["image_size"] for x in batched_inputs]
             with self.roi_heads.image_labels(verified, ignored):
-                return losses_of_regions(self.roi_heads, regions, targets, self.device)
+                return losses_of_regions(self.roi_heads, regions, sizes, self.device)
         with self._proposals_spare(ignored), self.roi_heads.image_labels(verified, ignored):
             return super().forward(batched_inputs)
 
