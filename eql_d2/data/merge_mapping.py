@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Literal, Optional, Sequence, Set, Tuple, Uni
 import msgspec
 import yaml
 
-from eql_d2.data.annotations import AnnotationFile, PathLike, readable_json
+from eql_d2.data.annotations import AnnotationFile, Category, PathLike, duplicates, readable_json
 from eql_d2.errors import InputError
 
 #: Names of categories that a message lists before it says how many more there are.
@@ -185,7 +185,9 @@ class TargetCategories:
                 name = category.name if target is _BY_MATCH else target
                 if name is not None and name not in names:
                     names[name] = {**(entry if name == category.name else {}), "id": len(names) + 1, "name": name}
-        if not all("frequency" in entry for entry in names.values()):
+        # Letters of several sets do not compare: each is by the images of its own.
+        is_one = sum(not source.adds_to for source in mapping.sources) == 1
+        if not (is_one and all("frequency" in entry for entry in names.values())):
             for entry in names.values():
                 entry.pop("frequency", None)
         return cls(list(names.values()), "the sources")
@@ -216,19 +218,18 @@ def read_categories(path: PathLike) -> List[Dict[str, Any]]:
     """Return the category records of a json as they are, by ascending id.
 
     Raises:
-        InputError: if it has none with an id and a name.
+        InputError: if one has no id or no name, or two have one id.
     """
     with readable_json(path):
         encoded = Path(path).read_bytes()
     try:
         entries = msgspec.json.decode(encoded, type=_Categories).categories
-        return sorted(({**entry, "id": entry["id"] + 0, "name": str(entry["name"])} for entry in entries), key=_id)
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        msgspec.convert(entries, List[Category])
+    except msgspec.DecodeError as error:
         raise InputError(f"{path} has no categories with id and name ({error}).") from None
-
-
-def _id(entry: Dict[str, Any]) -> int:
-    return entry["id"]
+    for doubled in duplicates(entry["id"] for entry in entries):
+        raise InputError(f"{path}: category id {doubled} occurs more than once; ids must be unique.")
+    return sorted(entries, key=lambda entry: entry["id"])
 
 
 #: In the place of a target: the mapping file does not name the category.

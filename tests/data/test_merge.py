@@ -254,6 +254,20 @@ def test_two_that_match_one_target_by_accident(folder):
     refused(folder, value, "'cat', 'cat' all match one target")
 
 
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "category id 1 occurs more than once"),
+        ([{"id": "1", "name": "a"}], "has no categories with id and name"),
+        ([{"id": 1}], "has no categories with id and name"),
+        (7, "has no categories with id and name"),
+    ],
+)
+def test_target_categories_that_cannot_be_used(folder, categories, message):
+    (folder / "targets.json").write_text(json.dumps({"categories": categories}))
+    refused(folder, mapping(categories="targets.json"), message)
+
+
 def test_a_target_name_that_stands_for_two(folder):
     content = lvis()
     content["categories"][3]["name"] = "cat"
