@@ -1,10 +1,12 @@
 # make demo    install what is missing, generate the data, train five classifiers, print a table, draw a picture    (about 4 minutes, CPU)
 # make test    install what is missing, lint, unit tests, end-to-end tests
 # make docs    build/api/index.html, a page for each module from its docstrings
+# JOBS=N       unit tests that run side by side (2)
 # VENV=PATH uses (and completes) another virtual environment; a torch or Detectron2 that it has is kept.
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.eql_d2_installed
 
@@ -39,7 +41,7 @@ docs: setup
 test: lint test-unit test-end-to-end
 
 test-unit: setup
-	$(PY) -m pytest -m "not end_to_end"
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not end_to_end"
 
 test-end-to-end: setup
 	$(PY) -m pytest -m end_to_end
