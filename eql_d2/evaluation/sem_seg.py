@@ -16,7 +16,8 @@ from eql_d2.data.groups import COMMON_MAX_IMAGES, GROUPS, RARE_MAX_IMAGES, frequ
 from eql_d2.data.index_masks import read_mask
 from eql_d2.data.semantic import segmentation_records
 from eql_d2.errors import InputError
-from eql_d2.evaluation.report import plot_categories, write_category_csv, write_category_json
+from eql_d2.evaluation.metrics import format_value
+from eql_d2.evaluation.report import markdown_row, plot_categories, write_category_csv, write_category_json
 
 logger = logging.getLogger("detectron2.eql_d2.evaluation")
 
@@ -123,6 +124,19 @@ def _mean(values: np.ndarray) -> float:
     return 100 * float(known.mean()) if len(known) else float("nan")
 
 
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Return :func:`segmentation_metrics` as a Markdown table: a row for each mean, a column for each group of classes.
+
+    Detectron2's console leaves out metrics with a hyphen in their names.
+    """
+    groups = [name[len("mIoU") :] for name in metrics if name.startswith("mIoU")]
+    rows = [["", *(group.lstrip("-") or "all" for group in groups)], ["---"] * (len(groups) + 1)]
+    rows += [[mean, *(format_value(metrics[mean + group], 1) for group in groups)] for mean in ("mIoU", "mACC")]
+    # These have no groups.
+    rows += [[mean, format_value(metrics[mean], 1), *[""] * (len(groups) - 1)] for mean in ("fwIoU", "pACC")]
+    return "\n".join(map(markdown_row, rows))
+
+
 class SegmentationEvaluator(DatasetEvaluator):
     """IoU and accuracy of what a segmentation model gives; no prediction is kept.
 
@@ -223,7 +237,9 @@ class SegmentationEvaluator(DatasetEvaluator):
             )
         confusion = np.sum([part for part, _ in gathered], axis=0)
         self._write(confusion)
-        return OrderedDict(sem_seg=segmentation_metrics(confusion, self._groupings))
+        metrics = segmentation_metrics(confusion, self._groupings)
+        logger.info("Results on %s in percent:\n%s", self.dataset_name, format_metrics(metrics))
+        return OrderedDict(sem_seg=metrics)
 
     def category_rows(self, confusion: np.ndarray) -> List[Dict[str, Any]]:
         """Return a row for each class: label, name, groups, training counts, pixels of the truth, IoU and accuracy."""

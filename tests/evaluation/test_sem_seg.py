@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from eql_d2.evaluation.sem_seg import (
     SegmentationEvaluator,
     class_scores,
     count_pixels,
+    format_metrics,
     head_body_tail,
     letters_by_images,
     letters_by_pixels,
@@ -119,7 +121,8 @@ def frequency():
     )
 
 
-def test_groups(inputs, tmp_path):
+def test_groups(inputs, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "detectron2.eql_d2.evaluation")
     assert letters_by_images(frequency()) == ["f", "c", "f", "r", "c", "r", "r"]
     assert letters_by_pixels(frequency()) == ["f", "f", "c", "c", "r", "f", "r"]
     assert letters_by_images(frequency(), 0, 900) == ["c"] * 6 + ["r"]
@@ -135,6 +138,11 @@ def test_groups(inputs, tmp_path):
     assert metrics["mIoU-tail"] == pytest.approx(iou[5])
     accuracy = class_scores(evaluator._confusion)["ACC"] * 100
     assert metrics["mACC-body"] == pytest.approx(accuracy[2:5].mean())
+    lines = format_metrics(metrics).splitlines()
+    assert lines[0] == "|  | all | r | c | f | r-pixels | c-pixels | f-pixels | head | body | tail |"
+    assert lines[2].startswith(f"| mIoU | {metrics['mIoU']:.2f} | {metrics['mIoUr']:.2f} | ")
+    assert lines[-1] == f"| pACC | {metrics['pACC']:.2f} |" + "  |" * 9
+    assert "Results on pixels in percent" in caplog.text
     with (tmp_path / "out/per_category_iou.csv").open() as file:
         row = list(csv.DictReader(file))[3]
     assert {
