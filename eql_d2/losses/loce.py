@@ -43,6 +43,7 @@ class EquilibriumLoss(SoftmaxColumns, StatefulLoss):
 
     is_softmax = True
     uses_objects = True
+    regions_are_independent = False  # the mean scores of a step's own regions are in its margins
 
     mean_score: Tensor
 

@@ -56,6 +56,36 @@ def test_every_loss_has_a_slow_twin():
     assert set(SLOW_LOSSES) == set(LOSS_NAMES)
 
 
+@pytest.mark.parametrize("verified", [False, True])
+@pytest.mark.parametrize("name", [name for name, cls in CLASSIFIER_LOSS_REGISTRY if cls.regions_are_independent])
+def test_regions_may_come_in_parts(name, verified):
+    """Loss, gradient and state over three steps are those of all regions in one call; one part has no region left."""
+    settings = {"gamma": 1.0} if name == "SEQL" else {}  # its draws then all come out the same
+    whole = make_loss(name, **settings)
+    if not whole.regions_are_independent:
+        pytest.skip("with other settings they are")
+    split, parts = copy.deepcopy(whole), (slice(0, 7), slice(7, 9), slice(9, 20))
+    for i in range(3):
+        labels = random_labels(20, NUM_CLASSES, seed=i)
+        labels[7:9] = -1
+        logits = random_logits(20, whole.num_logits, seed=i).requires_grad_()
+        sets = random_logits(20, NUM_CLASSES, seed=50 + i) > 1 if verified else None
+        expected = whole(logits, labels, sets, has_ignored=True)
+        with split.in_parts(labels):
+            losses = [
+                split(logits[part], labels[part], None if sets is None else sets[part], has_ignored=True)
+                for part in parts
+            ]
+        found = sum(loss * int((labels[part] >= 0).sum()) for loss, part in zip(losses, parts)) / 18
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+        for key, value in whole.state_dict().items():
+            if key != "random_step":
+                torch.testing.assert_close(split.state_dict()[key], value, rtol=1e-9, atol=1e-12)
+        assert torch.equal(split._gt_classes, labels[labels >= 0])
+
+
 @every_loss
 def test_equals_slow_formula(name):
     assert_equals_slow(make_loss(name))

@@ -25,7 +25,7 @@ from tests.losses.slow import SLOW_LOSSES
 
 SERVING = ["BALANCED_SOFTMAX", "CLASS_BALANCED", "EQL", "IIF", "INVERSE_FREQUENCY", "SEESAW", "SEQL", "SIGMOID",
            "SOFTMAX", "SOFTMAX_EQL"]  # fmt: skip
-REFUSED = ["ACSL", "BAGS", "DROPLOSS", "ECM", "EFL", "EQFL", "EQL_V2", "FEDERATED", "FOCAL", "GOL", "LDAM"]
+REFUSED = ["ACSL", "BAGS", "DROPLOSS", "ECM", "EFL", "EQFL", "EQL_V2", "FEDERATED", "FOCAL", "GOL", "LDAM", "LOCE"]
 IGNORED = 255
 #: Of losses by hand. SEQL's draws differ from call to call: with gamma 1 all of them come out the same.
 SETTINGS = {"background": False, "category_agnostic": False, "gamma": 1.0}
