@@ -77,9 +77,18 @@ def build_train_mapper(cfg: CfgNode, dataset: Sequence[Record]) -> Mapper:
         dataset: the records that objects may be pasted from.
 
     Raises:
-        InputError: for settings of ``AUGMENT`` that cannot be used.
+        InputError: for settings of ``AUGMENT`` that cannot be used, and for data sets with masks beside others.
     """
-    if any(map(is_segmentation_set, cfg.DATASETS.TRAIN)):
+    of_masks = list(map(is_segmentation_set, cfg.DATASETS.TRAIN))
+    if any(of_masks):
+        if not all(of_masks):
+            raise InputError(
+                f"DATASETS.TRAIN is {cfg.DATASETS.TRAIN}; some are of semantic segmentation, and some not."
+            )
+        if cfg.MODEL.LONG_TAIL.AUGMENT.COPY_PASTE:
+            raise InputError(
+                "MODEL.LONG_TAIL.AUGMENT.COPY_PASTE pastes objects, and index masks have none; set it to 0."
+            )
         return SegmentationMapper(cfg, True)
     if cfg.MODEL.LONG_TAIL.FEATURE_CACHE:
         return FeatureCacheMapper(cfg)

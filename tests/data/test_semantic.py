@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_sem_seg
 
 from eql_d2.config import get_cfg
-from eql_d2.data.build import build_test_loader, build_train_loader, repeat_factors
+from eql_d2.data.build import build_test_loader, build_train_loader, build_train_mapper, repeat_factors
 from eql_d2.data.builtin import ADE20K_FULL_NAMES, register_builtin, register_from_config
 from eql_d2.data.catalog import category_frequency, describe_dataset
 from eql_d2.data.fit import fit_to_data
@@ -164,6 +164,25 @@ def test_the_model_must_fit(folder):
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
     fit_to_data(cfg)
     assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (3, 80)
+
+
+def test_jitter_pads_with_no_label_and_what_cannot_be_mixed(tmp_path):
+    folder = write_masks(tmp_path, {"a": [[0, 1], [846, 65535]]}, np.uint16, ".tif")
+    register_masks("wide", folder / "images", folder / "masks", [f"{k}" for k in range(847)], ignore=65535)
+    cfg = config(folder, "wide")
+    cfg.MODEL.LONG_TAIL.SEM_SEG.DATASETS = []
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 847, 65535
+    cfg.MODEL.LONG_TAIL.AUGMENT.SCALE_JITTER, cfg.MODEL.LONG_TAIL.AUGMENT.SIZE = (0.5, 0.5), 8
+    (example, _) = next(iter(build_train_loader(cfg)))
+    expected = torch.full((8, 8), 65535)
+    expected[:2, :4], expected[2:4, :2] = torch.tensor([0, 0, 1, 1]), 846
+    assert torch.equal(example["sem_seg"], expected) and example["image"].shape == (3, 8, 8)
+    cfg.MODEL.LONG_TAIL.AUGMENT.COPY_PASTE = 0.5
+    with pytest.raises(InputError, match=r"COPY_PASTE pastes objects, and index masks have none"):
+        build_train_loader(cfg)
+    cfg.DATASETS.TRAIN = ("wide", "lvis_v1_train")
+    with pytest.raises(InputError, match="some are of semantic segmentation, and some not"):
+        build_train_mapper(cfg, [])
 
 
 def test_repeat_factors_are_those_of_the_images_with_a_class(folder):
