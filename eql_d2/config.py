@@ -21,6 +21,7 @@ from detectron2.utils import comm  # noqa: E402
 from fvcore.common.config import CfgNode as YamlReader  # noqa: E402
 
 from eql_d2.config_files import find_config_file  # noqa: E402
+from eql_d2.data.groups import COMMON_MAX_IMAGES, RARE_MAX_IMAGES  # noqa: E402
 from eql_d2.errors import InputError  # noqa: E402
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY  # noqa: E402
 from eql_d2.method_settings import add_calibration_settings, add_loss_settings, add_regularizer_settings  # noqa: E402
@@ -109,8 +110,8 @@ def add_eql_config(cfg: CN) -> None:
     node.SEM_SEG.DATASETS = []
     # Groups of classes that mean IoU and accuracy are given for: a class in at most so many training images is rare, or
     # common; and likewise one whose pixels would fill at most so many images.
-    node.SEM_SEG.RARE_MAX_IMAGES = 10
-    node.SEM_SEG.COMMON_MAX_IMAGES = 100
+    node.SEM_SEG.RARE_MAX_IMAGES = RARE_MAX_IMAGES
+    node.SEM_SEG.COMMON_MAX_IMAGES = COMMON_MAX_IMAGES
     # Where the groups head and body end in the order of the labels, as (20, 75); () is off but for ADE20K-150, whose
     # are (20, 75) (DisAlign, arXiv 2103.16370).
     node.SEM_SEG.HEAD_BODY_ENDS = ()

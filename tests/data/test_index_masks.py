@@ -49,7 +49,7 @@ def test_labels_of_values(tmp_path, values, found, expected, dtype, suffix):
 
 
 def test_other_kinds_of_masks(tmp_path):
-    palette = Image.fromarray(np.array([[0, 2, 255]], np.uint8), mode="L").convert("P")
+    palette = Image.fromarray(np.array([[0, 2, 255]], np.uint8)).convert("P")
     palette.putpalette([5, 5, 5] * 256)  # the colours are of no matter
     palette.putdata([0, 2, 255])
     palette.save(tmp_path / "palette.png")
