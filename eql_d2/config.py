@@ -204,6 +204,23 @@ def add_eql_config(cfg: CN) -> None:
     # with the statistics of all GPUs.
     node.TIMM.NORM = ""
 
+    node.VIT = CN()
+    # The plain transformer that MODEL.BACKBONE.NAME build_vit_pyramid_backbone builds (ViTDet); the defaults are ViT-B.
+    # Channels of each block.
+    node.VIT.WIDTH = 768
+    # Blocks.
+    node.VIT.DEPTH = 12
+    # Heads of each block's attention.
+    node.VIT.HEADS = 12
+    # Blocks that attend to the whole image; the others to windows.
+    node.VIT.GLOBAL_BLOCKS = (2, 5, 8, 11)
+    # Side of a window, in patches of 16 x 16 pixels.
+    node.VIT.WINDOW = 14
+    # Stochastic depth: how often the last block is left out of a training step; the others less often.
+    node.VIT.DROP_PATH = 0.1
+    # Side in pixels of the square that images are padded to, a multiple of 32.
+    node.VIT.IMAGE_SIZE = 1024
+
     node.ANALYSIS = CN()
     # Iterations between two steps whose gradients and probabilities are summed up for each category and written to
     # OUTPUT_DIR/training_gradients.csv at each checkpoint: 1 for every step; 0 is off.
@@ -260,6 +277,13 @@ def _add_training_settings(node: CN) -> None:
     # Where they come from: "uniform" (any image, each of its objects with a chance of one half), or "rare" (a class is
     # drawn, all with the same chance, then an image of it, whose objects of that class are pasted).
     node.AUGMENT.COPY_PASTE_SOURCE = "uniform"
+
+    node.OPTIMIZER = CN()
+    # "SGD" (Detectron2's, with all of its SOLVER keys), or "AdamW", with SOLVER.BASE_LR, WEIGHT_DECAY and
+    # WEIGHT_DECAY_NORM.
+    node.OPTIMIZER.NAME = "SGD"
+    # With AdamW and a ViT: factor from the learning rate of each block to that of the one below it (ViTDet: 0.7).
+    node.OPTIMIZER.LAYER_DECAY = 1.0
 
     node.EMA = CN()
     # Share of the moving average of the weights that is kept in each iteration, as in 0.9998; it starts lower. The

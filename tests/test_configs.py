@@ -36,6 +36,8 @@ REGULARIZERS = {name.lower() for name, _ in REGULARIZER_REGISTRY}
 IMAGES_PER_GPU = {
     CONFIGS / "LVISv0.5/class_balanced/faster_rcnn_R_50_FPN_coco_1x_stage2.yaml": 4,  # BAGS model 7
     CONFIGS / "LVISv0.5/softmax/mask_rcnn_R_50_FPN_coco_1x.yaml": 1,  # BAGS model 19
+    CONFIGS / "LVISv1/federated/cascade_mask_rcnn_R_50_FPN_90k_LSJ.yaml": 8,  # Detic
+    **{CONFIGS / f"LVISv1/{loss}/mask_rcnn_vitdet_b_100ep.yaml": 1 for loss in ("federated", "eql_v2", "seesaw")},
 }
 #: What is done with a softmax classifier that is trained already: (TRAINABLE, INIT_CLASSIFIER) of each protocol.
 PROTOCOLS = {"crt": ("classifier", "reset"), "lws": ("scale", "keep"), "tau_norm": ("all", "keep")}

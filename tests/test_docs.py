@@ -49,7 +49,7 @@ KEYS = {
 }
 HEADINGS = ["## Formula", "## Settings", "## Paper, authors' code", "## Configs", "## Published numbers"]
 #: Nodes whose keys docs/training.md states.
-TRAINING = ("AUGMENT", "BEST", "EMA", "ACCUMULATE")
+TRAINING = ("AUGMENT", "BEST", "EMA", "ACCUMULATE", "OPTIMIZER", "VIT")
 
 
 def default_of(key: str):

@@ -31,6 +31,7 @@ from eql_d2.engine.feature_cache import check_feature_cache, open_feature_cache
 from eql_d2.engine.finite import CPUAutocastTrainer, FiniteAMPTrainer, FiniteTrainer, check_finite
 from eql_d2.engine.gradient_hook import GradientHook
 from eql_d2.engine.last_checkpoint import TAG, remove_leftovers
+from eql_d2.engine.optimizer import build_optimizer
 from eql_d2.engine.protocol import check_protocol, freeze
 from eql_d2.engine.setup import frees_output_dir
 from eql_d2.engine.writers import external_writers
@@ -201,6 +202,11 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             check_augmentable(cfg, model)
         return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """Return the optimizer that ``MODEL.LONG_TAIL.OPTIMIZER`` names."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):

@@ -1,7 +1,7 @@
 """Detectron2 modules: importing this registers the meta architectures, the ROI heads and the mask head; without a
 compiled Detectron2 it also gives that its deformable layers."""
 
-from eql_d2.modeling import backbones
+from eql_d2.modeling import backbones, vit
 from eql_d2.modeling.box_predictor import LongTailOutputLayers
 from eql_d2.modeling.build import build_classifier_loss_from_config
 from eql_d2.modeling.classifier import LongTailClassifier
@@ -34,4 +34,5 @@ __all__ = [
     "LongTailStandardROIHeads",
     "backbones",
     "build_classifier_loss_from_config",
+    "vit",
 ]
