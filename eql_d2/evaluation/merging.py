@@ -15,12 +15,12 @@ class Merged(NamedTuple):
     """The boxes that are left, best first.
 
     Attributes:
-        index: int64 ``[M]``, which of the given boxes each is; -1 for one that was fused of several.
+        source: int64 ``[M]``, which of the given boxes each is; -1 for one that was fused of several.
         boxes: float64 ``[M, 4]``: left, top, right, bottom in pixels.
         scores: float64 ``[M]``.
     """
 
-    index: np.ndarray
+    source: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
 
