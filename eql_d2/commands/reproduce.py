@@ -5,7 +5,7 @@
     eql-d2 reproduce run TABLE --launcher submitit --gpus-per-job 8 --slurm slurm_partition=gpu
     eql-d2 reproduce status TABLE
     eql-d2 reproduce report TABLE --format markdown|csv|latex|html [--baseline ROW] [--output FILE]
-    eql-d2 reproduce plot TABLE --output FILE.png [--metrics segm/AP bbox/AP-fixed]
+    eql-d2 reproduce plot TABLE --output FILE.png [--metrics segm/AP bbox/AP-fixed] [--sort each]
     eql-d2 reproduce coverage [--output docs/coverage.md]
 
 TABLE is a file of configs/tables without its suffix, or the path of a YAML file. docs/reproduce.md describes both.
@@ -57,6 +57,7 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
     plot = commands.add_parser("plot", parents=[shared], help="draw the table")
     plot.add_argument("--metrics", nargs="+", metavar="METRIC", help="a panel for each; default: first and last AP")
+    plot.add_argument("--sort", metavar="METRIC", help='that rows are sorted by, or "each": each panel by its own')
     plot.add_argument("--baseline", metavar="ROW", help="of all rows, in the place of each paper's own")
     plot.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
     coverage = commands.add_parser("coverage", help="which tables of the papers can be run, as docs/coverage.md")
@@ -98,7 +99,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         table = table.against(args.baseline) if args.baseline else table
         lines = collect_lines(table, args.results, reproduce.last_errors(table, args.runs))
         if args.command == "plot":
-            plot_table(table, lines, args.output, args.metrics)
+            plot_table(table, lines, args.output, args.metrics, args.sort)
         elif args.output is None:
             print(format_report(table, lines, args.format), end="")
         else:

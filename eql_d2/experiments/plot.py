@@ -10,10 +10,18 @@ from eql_d2.experiments.table_report import KINDS
 from eql_d2.plotting import save_figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
+#: What ``sort`` may be beside a metric: each panel by its own.
+EACH = "each"
 _ROW_HEIGHT = 0.24
 
 
-def plot_table(table: Table, lines: Sequence[Line], output: Path, metrics: Optional[Sequence[str]] = None) -> None:
+def plot_table(
+    table: Table,
+    lines: Sequence[Line],
+    output: Path,
+    metrics: Optional[Sequence[str]] = None,
+    sort: Optional[str] = None,
+) -> None:
     """Write the figure of :func:`table_figure`.
 
     Args:
@@ -21,13 +29,14 @@ def plot_table(table: Table, lines: Sequence[Line], output: Path, metrics: Optio
         lines: as :func:`~eql_d2.experiments.comparison.collect_lines` returns them.
         output: a ``.png``, ``.svg`` or ``.pdf`` file.
         metrics: of the table; the first and the last AP of all categories if not given.
+        sort: as of :func:`table_figure`.
 
     Raises:
         InputError: if the suffix is another, the table lacks a metric, or no row has all of them.
     """
     if output.suffix not in SUFFIXES:
         raise InputError(f"--output {output} must end in {', '.join(SUFFIXES)}.")
-    figure = table_figure(table, lines, metrics or default_metrics(table))
+    figure = table_figure(table, lines, metrics or default_metrics(table), sort)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, output)
 
@@ -38,17 +47,24 @@ def default_metrics(table: Table) -> List[str]:
     return list(dict.fromkeys([whole[0], whole[-1]]))
 
 
-def sorted_lines(lines: Sequence[Line], metrics: Sequence[str]) -> List[Line]:
-    """Return the rows of which all metrics were measured, by falling mean of the first."""
-    measured = [line for line in lines if all(line.cells[metric].values for metric in metrics)]
-    return sorted(measured, key=lambda line: -line.cells[metrics[0]].mean)
+def sorted_lines(lines: Sequence[Line], metrics: Sequence[str], by: str) -> List[Line]:
+    """Return the rows of which all metrics and ``by`` were measured, by falling mean of that."""
+    measured = [line for line in lines if all(line.cells[metric].values for metric in (*metrics, by))]
+    return sorted(measured, key=lambda line: -line.cells[by].mean)
 
 
-def table_figure(table: Table, lines: Sequence[Line], metrics: Sequence[str]) -> Any:
-    """Draw the measured rows of a table, the best by the first metric on top.
+def table_figure(table: Table, lines: Sequence[Line], metrics: Sequence[str], sort: Optional[str] = None) -> Any:
+    """Draw the measured rows of a table, the best on top.
 
     Each seed is a circle and the mean over the seeds a tick. Circles are filled where the seeds support that the row
     differs from its baseline. A dotted line goes through the mean of the baseline of most rows.
+
+    Args:
+        table: the specification.
+        lines: as :func:`~eql_d2.experiments.comparison.collect_lines` returns them.
+        metrics: a panel for each.
+        sort: a metric of the table that all panels are sorted by, the first of ``metrics`` if not given; or
+            :data:`EACH`, each panel by its own, with the rows' names beside each.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -58,17 +74,21 @@ def table_figure(table: Table, lines: Sequence[Line], metrics: Sequence[str]) ->
     """
     from eql_d2.plotting import STYLES, panels
 
-    for metric in metrics:
+    orders = [metric if sort == EACH else sort or metrics[0] for metric in metrics]
+    for metric in (*metrics, *orders):
         if metric not in table.metrics:
             raise InputError(f"{table.name} has no metric {metric!r}; it has {', '.join(table.metrics)}.")
-    shown = sorted_lines(lines, metrics)
-    if not shown:
+    num_rows = len(sorted_lines(lines, metrics, orders[0]))
+    if not num_rows:
         raise InputError(f"No row of {table.name} has {' and '.join(metrics)} measured; run it first.")
-    figure, axes = panels(len(metrics), width=2.2 + 4.8 / len(metrics), height=1.0 + _ROW_HEIGHT * len(shown))
-    places = [-index for index in range(len(shown))]
+    label_width = 2.4 if sort == EACH else 0.0
+    width = 2.2 + 4.8 / len(metrics) + label_width
+    figure, axes = panels(len(metrics), width=width, height=1.0 + _ROW_HEIGHT * num_rows)
+    places = [-index for index in range(num_rows)]
     color = STYLES[0]["color"]
     reference = _baseline(lines)
-    for panel, metric in zip(axes[0], metrics):
+    for panel, metric, order in zip(axes[0], metrics, orders):
+        shown = sorted_lines(lines, metrics, order)
         for place, line in zip(places, shown):
             cell = line.cells[metric]
             face = color if cell.supported else "none"
@@ -78,7 +98,7 @@ def table_figure(table: Table, lines: Sequence[Line], metrics: Sequence[str]) ->
             panel.axvline(reference.cells[metric].mean, color="black", linewidth=0.8, linestyle=":")
         kind, name = metric.split("/")
         panel.set_xlabel(f"{KINDS.get(kind, kind)} {name}")
-        panel.set_yticks(places, [_label(table, line) if panel is axes[0, 0] else "" for line in shown])
+        panel.set_yticks(places, [_label(table, line) if panel is axes[0, 0] or sort == EACH else "" for line in shown])
         panel.set_ylim(places[-1] - 0.7, 0.7)
         panel.grid(alpha=0.3)
     figure.suptitle(table.title, fontsize=10)

@@ -23,6 +23,20 @@ def test_rows_are_sorted_and_supported_differences_filled(measured):  # noqa: F8
     assert first.get_xlabel() == "mask AP" and second.get_xlabel() == "mask APr"
 
 
+def test_rows_are_sorted_by_another_metric_or_by_each_panel_s_own(measured):  # noqa: F811
+    table, (base, better, absent) = measured
+    base.cells["segm/APr"].values[:] = [90.0] * 3
+
+    def names(sort):
+        panels = table_figure(table, [base, better, absent], ["segm/AP", "segm/APr"], sort).axes
+        return [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
+
+    assert names("segm/APr") == [["Base & <co>", "Better, λ 1"], ["", ""]]
+    assert names("each") == [["Better, λ 1", "Base & <co>"], ["Base & <co>", "Better, λ 1"]]
+    with pytest.raises(InputError, match="tiny has no metric 'segm/APz'"):
+        names("segm/APz")
+
+
 def test_the_file(measured, tmp_path):  # noqa: F811
     plot_table(*measured, tmp_path / "new" / "tiny.svg", ["segm/AP"])
     assert (tmp_path / "new" / "tiny.svg").read_text().startswith("<?xml")
