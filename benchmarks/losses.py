@@ -44,6 +44,7 @@ SOFTMAX_LOSSES = {
     "CLASS_BALANCED",
     "IIF",
     "INVERSE_FREQUENCY",
+    "LOCE",
     "SEESAW",
     "SEQL",
     "SOFTMAX",

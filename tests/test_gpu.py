@@ -16,6 +16,8 @@ import eql_d2.modeling  # noqa: F401
 from eql_d2.modeling.postprocessing import fast_rcnn_inference_single_image
 from tests.conftest import tiny_config
 from tests.losses.helpers import LOSS_NAMES, NUM_CLASSES, make_loss, random_labels, random_logits, step
+from tests.losses.test_regularizer import NAMES as REGULARIZERS
+from tests.losses.test_regularizer import regularized
 from tests.modeling.test_heads import example
 from tests.modeling.test_postprocessing import random_predictions
 
@@ -48,6 +50,22 @@ def test_losses(name, dtype):
         half = {"rtol": 1e-2, "atol": 1e-4} if dtype != torch.float32 else TOLERANCE
         torch.testing.assert_close(device_gradient.cpu(), gradient, **half)
         torch.testing.assert_close(there.scores(logits.to(DEVICE)).cpu(), here.scores(logits), **TOLERANCE)
+    for key, values in here.state_dict().items():
+        torch.testing.assert_close(there.state_dict()[key].cpu(), values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_regularizers(name):
+    """Value, gradient and state of the loss and the term beside it after three steps."""
+    here = regularized(name)
+    there = copy.deepcopy(here).to(DEVICE)
+    for i in range(3):
+        labels = torch.cat([torch.arange(NUM_CLASSES), random_labels(40, NUM_CLASSES, seed=i)])
+        logits = random_logits(len(labels), here.num_logits, seed=i, dtype=torch.float32)
+        value, gradient = step(here, logits, labels)
+        device_value, device_gradient = step(there, logits.to(DEVICE), labels.to(DEVICE))
+        torch.testing.assert_close(device_value.cpu(), value, **TOLERANCE)
+        torch.testing.assert_close(device_gradient.cpu(), gradient, **TOLERANCE)
     for key, values in here.state_dict().items():
         torch.testing.assert_close(there.state_dict()[key].cpu(), values, rtol=1e-4, atol=1e-6)
 
@@ -148,9 +166,9 @@ def test_autocast_with_the_scaler(lvis_folder, dtype):
 
 
 @only_on_cuda
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", LOSS_NAMES + REGULARIZERS)
 def test_no_loss_makes_the_host_wait(name):
-    loss = make_loss(name).to(DEVICE)
+    loss = (regularized(name) if name in REGULARIZERS else make_loss(name)).to(DEVICE)
     logits = random_logits(64, loss.num_logits, dtype=torch.float32).to(DEVICE).requires_grad_()
     labels = random_labels(64, NUM_CLASSES).to(DEVICE)
     loss(logits, labels).backward()  # whatever is made once
