@@ -3,7 +3,9 @@
 
 Forward and backward on ``[1024, num_logits]`` logits: median time and peak memory, and their ratios to PyTorch's
 ``cross_entropy`` (losses with a softmax) or ``binary_cross_entropy_with_logits`` on dense targets that are ready (the
-others) on logits of the same shape. Loss and peer take turns, so that both see the same load of the machine. Before
+others) on logits of the same shape. Loss and peer take turns, so that both see the same load of the machine; so does
+one pass over the matrix, ``torch.mul`` into another one, which reads every logit and writes every gradient: no loss can
+take less than that, and ``passes`` is how many of them it takes. Before
 anything is timed, value and gradient of each loss are compared with the slow re-implementation of the tests.
 
     python benchmarks/losses.py [--classes 1230 5000 20000] [--device cuda] [--only BAGS SEQL] [--json out.json]
@@ -125,7 +127,10 @@ def measure(name: str, num_classes: int, device: torch.device, repetitions: int,
         forward_backward(lambda z: loss(z, gt_classes, sets), logits),
         forward_backward(peer_of(name, logits, gt_classes, num_classes), logits),
     ]
-    own_time, peer_time = median_times(runs, device, repetitions)
+    source, target = logits.detach(), torch.empty_like(logits)
+    own_time, peer_time, pass_time = median_times(
+        [*runs, lambda: torch.mul(source, 0.5, out=target)], device, repetitions
+    )
     logits.grad = None
     own_memory, peer_memory = [], []
     for run, peaks in zip(runs, (own_memory, peer_memory)):
@@ -139,6 +144,8 @@ def measure(name: str, num_classes: int, device: torch.device, repetitions: int,
         "peer": "cross_entropy" if name in SOFTMAX_LOSSES else "bce_with_logits",
         "ms": 1000 * own_time,
         "time_ratio": own_time / peer_time,
+        "passes": own_time / pass_time,
+        "gb_per_second": 2 * source.numel() * source.element_size() / pass_time / 1e9,
         "mib": own_memory[0] / 2**20,
         "memory_ratio": own_memory[0] / peer_memory[0],
         "aim": STATEFUL_AIM if isinstance(loss, StatefulLoss) else STATELESS_AIM,
@@ -147,14 +154,17 @@ def measure(name: str, num_classes: int, device: torch.device, repetitions: int,
 
 def print_table(rows: List[Dict[str, object]]) -> None:
     """Print the rows as a Markdown table; a ratio above the aim is marked."""
-    print("| loss | classes | peer | ms | time ratio | MiB | memory ratio | aim |")
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    speed = statistics.median(row["gb_per_second"] for row in rows)
+    print(f"One pass reads and writes {speed:.1f} GB a second (median over the rows).\n")
+    print("| loss | classes | peer | ms | time ratio | passes | MiB | memory ratio | aim |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in rows:
         ratios = [
             f"{row[key]:.2f}" + (" (!)" if row[key] > row["aim"] else "") for key in ("time_ratio", "memory_ratio")
         ]
         print(
-            f"| {row['loss']} | {row['classes']} | {row['peer']} | {row['ms']:.1f} | {ratios[0]} | {row['mib']:.1f} "
+            f"| {row['loss']} | {row['classes']} | {row['peer']} | {row['ms']:.1f} | {ratios[0]} | {row['passes']:.1f} "
+            f"| {row['mib']:.1f} "
             f"| {ratios[1]} | {row['aim']:.0f} |"
         )
 
@@ -165,7 +175,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[1230, 5000, 20000], help="numbers of classes K")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="LOSS", help="some losses only")
-    parser.add_argument("--repetitions", type=int, default=9, help="timed runs of each loss")
+    parser.add_argument("--repetitions", type=int, default=21, help="timed runs of each loss")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)

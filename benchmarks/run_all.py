@@ -27,7 +27,7 @@ SCRIPTS = {
     "open_images_loading": ([], "Loading Open Images"),
     "open_images_evaluation": ([], "Open Images evaluation"),
     "training_step": (["--full"], "A training step"),
-    "frozen_stage": ([], "A second stage of two"),
+    "frozen_stage": (["--iterations", "250"], "A second stage of two"),
     "classification": ([], "A training step of an image classifier"),
     "one_stage": ([], "One-stage detectors"),
     "sem_seg": ([], "Segmentation heads"),

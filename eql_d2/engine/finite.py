@@ -94,7 +94,10 @@ class FiniteTrainer(SimpleTrainer):
         self._batch = [*self._batch, *args[0]]
         if not is_first:
             return
-        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        # A module in evaluation mode, as a frozen one is, leaves its buffers as they are.
+        training = (module for module in model.modules() if module.training)
+        buffers = (buffer for module in training for buffer in module.buffers(recurse=False))
+        self._buffers = [buffer for buffer in buffers if buffer.is_floating_point()]
         if [b.shape for b in self._before] != [b.shape for b in self._buffers]:
             self._before = [torch.empty_like(buffer) for buffer in self._buffers]
         _copy(self._before, self._buffers)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eql_d2.losses.base import Categories, append_background, mean_over_regions, widen
-from eql_d2.losses.functional import attach_gradient, softmax_gradient_, target_index
+from eql_d2.losses.functional import attach_gradient, rows_that_count, softmax_gradient, target_index
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.state import StatefulLoss
 
@@ -80,43 +80,42 @@ class SeesawLoss(StatefulLoss):
         counts.index_add_(0, gt_classes, torch.ones_like(gt_classes, dtype=torch.float64))
         self.accumulate(num_seen=counts[: self.num_classes])
 
-    def seesaw_adjustment(self, logits: Tensor, gt_classes: Tensor, out: Tensor) -> Tensor:
-        """Return ``log(M_ij C_ij)``, zero at the targets.
+    def seesaw_adjustment(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Return ``log(M_ij C_ij)``, ``[R, K]``, new, but for a constant of each row, which a softmax does not see.
 
         Args:
             logits: ``[R, K]``.
-            gt_classes: int64 ``[R]``; rows of background have values of no use.
-            out: ``[R, K]`` to write into.
+            index: int64 ``[R, 1]``, the classes i of the regions.
         """
-        index, _ = target_index(gt_classes, self.num_classes)
+        largest = logits.amax(dim=1, keepdim=True)
+        factor = torch.softmax(logits, dim=1)
         # Log-probabilities up to a constant of each row, which the ratio of two of them does not see.
-        shifted = torch.sub(logits, logits.amax(dim=1, keepdim=True), out=out)
-        least = shifted.exp().sum(dim=1, keepdim=True).log() + math.log(self.eps)
-        own = torch.maximum(shifted.gather(1, index), least)
-        adjustment = shifted.sub_(own).clamp_(min=0).mul_(self.q)
+        least = largest + math.log(self.eps) - factor.amax(dim=1, keepdim=True).log()
+        own = torch.maximum(logits.gather(1, index), least)
+        torch.sub(logits, own, out=factor).clamp_(min=0).mul_(self.q)  # zero at the targets
         log_seen = torch.log(self.num_seen.clamp(min=1)).to(logits.dtype)
-        adjustment.add_((log_seen - log_seen[index]).clamp_(max=0), alpha=self.p)
-        return adjustment.scatter_(1, index, 0.0)
+        return factor.add_(torch.minimum(log_seen, log_seen[index]), alpha=self.p)  # min(0, l_j - l_i) + l_i
 
     def loss(self, logits: Tensor, gt_classes: Tensor, verified: Optional[Tensor]) -> Tensor:
         num_classes = self.num_classes
         if not self._is_counted:
             self._count(gt_classes)
         with torch.no_grad():
-            # One matrix holds the adjusted logits of both softmaxes, and then their gradients.
-            gradient = torch.empty_like(logits)
-            classes = gradient[:, :num_classes]
-            self.seesaw_adjustment(logits[:, :num_classes], gt_classes, out=classes).add_(logits[:, :num_classes])
             index, is_foreground = target_index(gt_classes, num_classes)
             weight = is_foreground.to(logits.dtype)
-            loss_classes, target_gradient = softmax_gradient_(classes, index, weight)
-            classes.scatter_(1, index, target_gradient)
+            gradient = torch.zeros_like(logits)
+            rows = rows_that_count(is_foreground.squeeze(1))
+            of_rows, index = logits[:, :num_classes][rows], index[rows]
+            adjusted = self.seesaw_adjustment(of_rows, index).add_(of_rows)
+            loss_classes, of_classes, target_gradient = softmax_gradient(adjusted, index, weight[rows], True)
+            gradient[:, :num_classes][rows] = of_classes.scatter_(1, index, target_gradient)
             loss_objectness = loss_classes.new_zeros(())
             if self.background:
-                objectness = gradient[:, num_classes:].copy_(logits[:, num_classes:])
                 is_background = (~is_foreground).long()
-                loss_objectness, target_gradient = softmax_gradient_(objectness, is_background, torch.ones_like(weight))
-                objectness.scatter_(1, is_background, target_gradient)
+                loss_objectness, objectness, target_gradient = softmax_gradient(
+                    logits[:, num_classes:], is_background, torch.ones_like(weight)
+                )
+                gradient[:, num_classes:] = objectness.scatter_(1, is_background, target_gradient)
             num_regions = len(logits)
             self._parts = mean_over_regions(loss_classes, num_regions), mean_over_regions(loss_objectness, num_regions)
         return mean_over_regions(attach_gradient(logits, loss_classes + loss_objectness, gradient), len(logits))

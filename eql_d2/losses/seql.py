@@ -8,7 +8,13 @@ from torch import Tensor
 
 from eql_d2.data.frequency import CategoryFrequency
 from eql_d2.losses.base import SoftmaxColumns, mean_over_regions
-from eql_d2.losses.functional import attach_gradient, random_mask, softmax_gradient_, target_index
+from eql_d2.losses.functional import (
+    attach_gradient,
+    random_mask,
+    rows_that_count,
+    softmax_gradient,
+    target_index,
+)
 from eql_d2.losses.registry import CLASSIFIER_LOSS_REGISTRY
 from eql_d2.losses.state import RandomLoss
 
@@ -79,12 +85,14 @@ class RandomSoftmaxEqualizationLoss(RandomLoss, SoftmaxColumns):
         generator = self.next_generator(logits.device)
         with torch.no_grad():
             index, inside = target_index(gt_classes, self.num_logits)
-            left_out = random_mask(len(logits), self.num_logits, self.gamma, logits, generator)
-            left_out.mul_(self.tail.to(logits.dtype))
-            left_out.scatter_(1, index, 0.0)
             applies = (gt_classes < self.num_classes) | (not self.exclude_background)
-            offset = LEFT_OUT * applies.to(logits.dtype).unsqueeze(1)
-            gradient = torch.addcmul(logits, left_out, offset, out=left_out)
-            total, target_gradient = softmax_gradient_(gradient, index, inside.to(logits.dtype), drop_least=True)
+            rows = rows_that_count(applies)
+            of_rows = logits[rows]
+            left_out = random_mask(*of_rows.shape, self.gamma, logits, generator)
+            left_out.mul_(self.tail.to(logits.dtype)).scatter_(1, index[rows], 0.0)
+            adjusted = logits.clone()
+            offset = LEFT_OUT * applies[rows].to(logits.dtype).unsqueeze(1)
+            adjusted[rows] = torch.addcmul(of_rows, left_out, offset, out=left_out)
+            total, gradient, target_gradient = softmax_gradient(adjusted, index, inside.to(logits.dtype), in_place=True)
             gradient.scatter_(1, index, target_gradient)
         return mean_over_regions(attach_gradient(logits, total, gradient), len(logits))
