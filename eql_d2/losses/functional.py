@@ -221,8 +221,9 @@ def focal_cross_entropy(
         probability = torch.sigmoid(logits)
         # d/dz of p^g softplus(z) is p^g (g (1 - p) softplus(z) + p).
         loss = F.softplus(logits)
-        gradient = torch.lerp(probability, probability.new_ones(()), loss * gamma)
-        modulation = _power(probability, logits, loss, gamma).mul_(
+        gradient = loss * gamma
+        torch.lerp(probability, probability.new_ones(()), gradient, out=gradient)
+        modulation = _power_(probability, logits, loss, gamma).mul_(
             1 - alpha if weight is None else (1 - alpha) * weight
         )
         loss.mul_(modulation)
@@ -235,8 +236,8 @@ def focal_cross_entropy(
     return _sum_entries(logits, gt_classes, entries, with_sums)
 
 
-def _power(probability: Tensor, logits: Tensor, loss: Tensor, gamma: Union[float, Tensor]) -> Tensor:
-    """Return ``probability [R, C]`` to the power gamma (one, or one for each column), new or in its place.
+def _power_(probability: Tensor, logits: Tensor, loss: Tensor, gamma: Union[float, Tensor]) -> Tensor:
+    """Return ``probability [R, C]`` to the power gamma (one, or one for each column), in its place.
 
     Args:
         probability: ``sigmoid(logits)``.
@@ -247,7 +248,12 @@ def _power(probability: Tensor, logits: Tensor, loss: Tensor, gamma: Union[float
     if not isinstance(gamma, Tensor):
         return probability.pow_(gamma)
     # Powers of two cost a third of those of e; and both cost ten times as much where they come out denormal.
-    exponent = (logits - loss).mul_(gamma / math.log(2)).clamp_(min=LEAST_EXPONENT / math.log(2)).exp2_()
+    exponent = (
+        torch.sub(logits, loss, out=probability)
+        .mul_(gamma / math.log(2))
+        .clamp_(min=LEAST_EXPONENT / math.log(2))
+        .exp2_()
+    )
     return torch.threshold_(exponent, LEAST_EXPONENTIAL, 0.0)
 
 
