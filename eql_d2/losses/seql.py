@@ -88,7 +88,7 @@ class RandomSoftmaxEqualizationLoss(RandomLoss, SoftmaxColumns):
             applies = (gt_classes < self.num_classes) | (not self.exclude_background)
             rows = rows_that_count(applies)
             of_rows = logits[rows]
-            left_out = random_mask(*of_rows.shape, self.gamma, logits, generator)
+            left_out = random_mask(len(of_rows), self.num_logits, self.gamma, logits, generator)
             left_out.mul_(self.tail.to(logits.dtype)).scatter_(1, index[rows], 0.0)
             adjusted = logits.clone()
             offset = LEFT_OUT * applies[rows].to(logits.dtype).unsqueeze(1)
