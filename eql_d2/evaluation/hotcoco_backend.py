@@ -109,7 +109,7 @@ def _curves(ground_truth: Any, detections: Any, iou_type: str, cap: Optional[int
     curves = Curves(np.full(shape, -1.0), np.full(shape, -1.0))
     for start in range(0, len(present), _CATEGORIES):
         part = present[start : start + _CATEGORIES]
-        evaluation = hotcoco.COCOeval(ground_truth, detections, iou_type, **options)
+        evaluation: Any = hotcoco.COCOeval(ground_truth, detections, iou_type, **options)
         evaluation.params.cat_ids = category_ids[part].tolist()
         if cap is not None:
             evaluation.params.max_dets = [cap]
