@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -56,7 +57,8 @@ def open_feature_cache(cfg: CfgNode, model: nn.Module, loader: TrainLoader) -> N
         InputError: if the model is none whose regions can be cached, or the disk lacks the room.
     """
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    if not hasattr(model.roi_heads, "region_features") or not isinstance(model.proposal_generator, LongTailRPN):
+    heads: Any = model.roi_heads
+    if not hasattr(heads, "region_features") or not isinstance(model.proposal_generator, LongTailRPN):
         raise InputError(
             f"{_KEY} is for MODEL.ROI_HEADS.NAME LongTailStandardROIHeads and LongTailRes5ROIHeads with "
             f"MODEL.PROPOSAL_GENERATOR.NAME RPN: in a cascade the boxes of a stage depend on the sampled ones."
@@ -67,7 +69,7 @@ def open_feature_cache(cfg: CfgNode, model: nn.Module, loader: TrainLoader) -> N
         return
     flips = 1 if cfg.INPUT.RANDOM_FLIP == "none" else 2
     files = min(flips * len(loader.dataset), cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH)
-    width = model.roi_heads.box_predictor.cls_score.in_features
+    width = heads.box_predictor.cls_score.in_features
     largest = files * cache.largest_file(cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN, width)
     there = cache.num_bytes()
     place.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,7 @@ def _config_of(cfg: CfgNode, point: Point) -> CfgNode:
 
 def _evaluate(
     model: nn.Module, configs: Sequence[CfgNode], loader: Any, evaluators: Sequence[Any]
-) -> List[Mapping[str, Any]]:
+) -> Sequence[Mapping[str, Any]]:
     """Return the metrics of each config, whose scores differ; empty ones on all but the main process."""
     classifiers = [classifier for _, classifier in classifier_layers(model)]
     if not classifiers:
