@@ -124,7 +124,7 @@ def _mean(values: np.ndarray) -> float:
     return 100 * float(known.mean()) if len(known) else float("nan")
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
+def format_segmentation(metrics: Mapping[str, float]) -> str:
     """Return :func:`segmentation_metrics` as a Markdown table: a row for each mean, a column for each group of classes.
 
     Detectron2's console leaves out metrics with a hyphen in their names.
@@ -238,7 +238,7 @@ class SegmentationEvaluator(DatasetEvaluator):
         confusion = np.sum([part for part, _ in gathered], axis=0)
         self._write(confusion)
         metrics = segmentation_metrics(confusion, self._groupings)
-        logger.info("Results on %s in percent:\n%s", self.dataset_name, format_metrics(metrics))
+        logger.info("Results on %s in percent:\n%s", self.dataset_name, format_segmentation(metrics))
         return OrderedDict(sem_seg=metrics)
 
     def category_rows(self, confusion: np.ndarray) -> List[Dict[str, Any]]:

@@ -22,7 +22,7 @@ from eql_d2.evaluation.sem_seg import (
     SegmentationEvaluator,
     class_scores,
     count_pixels,
-    format_metrics,
+    format_segmentation,
     head_body_tail,
     letters_by_images,
     letters_by_pixels,
@@ -138,7 +138,7 @@ def test_groups(inputs, tmp_path, caplog):
     assert metrics["mIoU-tail"] == pytest.approx(iou[5])
     accuracy = class_scores(evaluator._confusion)["ACC"] * 100
     assert metrics["mACC-body"] == pytest.approx(accuracy[2:5].mean())
-    lines = format_metrics(metrics).splitlines()
+    lines = format_segmentation(metrics).splitlines()
     assert lines[0] == "|  | all | r | c | f | r-pixels | c-pixels | f-pixels | head | body | tail |"
     assert lines[2].startswith(f"| mIoU | {metrics['mIoU']:.2f} | {metrics['mIoUr']:.2f} | ")
     assert lines[-1] == f"| pACC | {metrics['pACC']:.2f} |" + "  |" * 9
