@@ -114,7 +114,7 @@ def test_what_trains_nothing_is_not_computed(lvis_folder, architecture, trainabl
         gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
         steps.append((losses, gradients, torch.get_rng_state()))
     (skipping, gradients, state), (whole, expected, expected_state) = steps
-    trained = "cls|box_reg" if trainable == "box_head" else "cls"
+    trained = {"box_head": "cls|box_reg", "predictors": ".*"}.get(trainable, "cls")
     assert set(skipping) == {name for name in whole if re.fullmatch(rf"loss_({trained})(_stage\d)?", name)}
     assert {"loss_mask", "loss_rpn_cls", "loss_rpn_loc"} < set(whole)
     assert all(torch.equal(value, whole[name]) for name, value in skipping.items())
@@ -256,7 +256,7 @@ def test_keep_needs_a_classifier_in_the_weights(lvis_folder, trainable):
 @pytest.mark.parametrize(
     "opts, words",
     [
-        (["TRAINABLE", "head"], ["TRAINABLE is 'head'", "'all', 'box_head', 'classifier', 'scale'"]),
+        (["TRAINABLE", "head"], ["TRAINABLE is 'head'", "'all', 'box_head', 'predictors', 'classifier', 'scale'"]),
         (["INIT_CLASSIFIER", "new"], ["INIT_CLASSIFIER is 'new'", "'keep', 'reset', 'match'"]),
         (["TRAINABLE", "scale", "INIT_CLASSIFIER", "reset"], ["'scale'", "must then be 'keep'"]),
         (["TRAINABLE", "classifier"], ["'classifier'", "MODEL.WEIGHTS is empty", "eql-d2 train-two-stage"]),
