@@ -94,10 +94,10 @@ def test_images_without_masks_train_beside_others(merged_folder, architecture, a
 
 
 def test_copy_paste_leaves_images_without_masks_alone(merged_folder):
-    opts = ("MODEL.LONG_TAIL.AUGMENT.COPY_PASTE", 1.0, "MODEL.LONG_TAIL.AUGMENT.SCALE_JITTER", (0.8, 1.2))
+    opts = ("MODEL.LONG_TAIL.AUGMENT.COPY_PASTE", 1.0, "MODEL.LONG_TAIL.AUGMENT.SCALE_JITTER", (0.8, 1.2), "SEED", 0)
     cfg = config(merged_folder, "merged_paste", *opts, "MODEL.LONG_TAIL.AUGMENT.SIZE", 64)
     batches = iter(build_train_loader(cfg))
-    examples = [example for _ in range(4) for example in next(batches)]
+    examples = [example for _ in range(16) for example in next(batches)]
     counts = {example["image_id"]: [] for example in examples}
     for example in examples:
         counts[example["image_id"]].append(len(example["instances"]))
