@@ -11,10 +11,13 @@ from tests.conftest import ROOT
 RESULTS = ROOT / "docs" / "results"
 
 
+#: Tables that were measured after softmax detectors of their own, on another machine than the others.
+SECOND_STAGES = ("mini_acsl_xi", "mini_bags", "mini_lws")
+
+
 def records_of_table(name):
-    """The records of a table that was measured by itself, or those that the tables of a data set share."""
-    alone = RESULTS / f"{name}.jsonl"
-    return alone if alone.is_file() else RESULTS / f"{name.split('_')[0]}.jsonl"
+    """The records of the generated set's tables, or of the photographs'."""
+    return RESULTS / f"{'mini_second_stages' if name in SECOND_STAGES else name.split('_')[0]}.jsonl"
 
 
 @pytest.mark.parametrize("page", sorted(RESULTS.glob("*.md")), ids=lambda path: path.stem)
@@ -31,7 +34,7 @@ def test_page_is_what_the_report_prints(page, monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("mini*.jsonl")), ids=lambda path: path.stem)
 def test_records_say_what_makes_them_again(path):
     records = read_records(path)
-    assert len(records) >= 2
+    assert len(records) > 20
     for record in records:
         assert (ROOT / record["config"]).is_file() or record["name"] == "pretrain"
         assert record["seconds"] > 0 and record["peak_memory_mib"] > 0 and record["commit"]
