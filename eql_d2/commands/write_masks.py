@@ -15,6 +15,7 @@ from typing import Optional, Sequence
 
 import yaml
 
+from eql_d2.data.index_masks import ignore_label_of
 from eql_d2.data.painted_masks import CLASSES_FILE, MASK_FOLDER, paint_dataset
 
 
@@ -52,7 +53,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         "images": os.path.abspath(arguments.images),
         "masks": os.path.join(output, MASK_FOLDER),
         "classes": os.path.join(output, CLASSES_FILE),
-        "ignore": 255 if len(names) < 255 else 65535,
+        "ignore": ignore_label_of(len(names)),
     }
     print(f"{arguments.output} holds {number} masks of {len(names)} classes. For MODEL.LONG_TAIL.SEM_SEG.DATASETS:")
     print(yaml.safe_dump([entry], sort_keys=False).rstrip())

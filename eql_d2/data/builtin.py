@@ -234,7 +234,7 @@ def _register_ade20k(name: str) -> None:
     if name in DatasetCatalog and not (is_registered_here(name) or _is_detectron2s_ade20k(name)):
         return
     names = ADE20K_SEM_SEG_CATEGORIES
-    if _ADE20K_FULL in images:
+    if kind == "ade20k_full_sem_seg":
         names = optional_class_names(os.path.join(data_root(), ADE20K_FULL_NAMES), ADE20K_FULL_CLASSES)
     register_masks(name, images, masks, names, first_label, ignore, replace=True)
     if names is ADE20K_SEM_SEG_CATEGORIES:

@@ -145,7 +145,7 @@ def is_worth_caching(files: Sequence[str]) -> bool:
 @lru_cache(maxsize=4)
 def _cached_table(source: Source, _stamps: Tuple[Tuple[int, int, int, int], ...]) -> Any:
     locations = cache_files(source.files[0]) if is_worth_caching(source.files) else []
-    table = find_or_build(source, locations) if locations else _parse(source, [])
+    table = find_or_build(source, locations)
     for sentence in table.header.losses(source.name):
         logger.warning(sentence)
     return table
@@ -157,6 +157,8 @@ def find_or_build(source: Source, locations: List[Path]) -> Any:
     Raises:
         InputError: as the source does.
     """
+    if not locations:
+        return _parse(source, [])
     table = _find_cached(source, locations)
     if table is None:
         with _one_process_at_a_time(source.files[0]) as waited:

@@ -14,9 +14,9 @@ def fit_to_data(cfg: CfgNode) -> None:
     """Fill in, in place, what the config leaves to the training set; its data sets are registered.
 
     ``MODEL.ROI_HEADS.NUM_CLASSES`` 0, of semantic segmentation ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` 0, becomes the number
-    of categories; ``LAMBDA`` of the loss is chosen by its
-    ``TAIL_RATIO``, and ``DATALOADER.REPEAT_THRESHOLD`` by ``MODEL.LONG_TAIL.REPEAT_TAIL_RATIO`` where that sampler
-    samples. The ratios stay as they are: the same training set gives the same thresholds again.
+    of categories; ``LAMBDA`` of the loss is chosen by its ``TAIL_RATIO``, and ``DATALOADER.REPEAT_THRESHOLD`` by
+    ``MODEL.LONG_TAIL.REPEAT_TAIL_RATIO`` where that sampler samples. The ratios stay as they are: the same training set
+    gives the same thresholds again.
 
     Raises:
         InputError: if the counts cannot be had, or a ratio is given by no threshold.

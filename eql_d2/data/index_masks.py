@@ -30,6 +30,11 @@ _MODES = ("L", "P", "I;16", "I;16B", "I")
 _MAX_VALUE = 2**16 - 1
 
 
+def ignore_label_of(num_classes: int) -> int:
+    """Return the label of a pixel without one: 255, or 65535 where there are 255 classes or more."""
+    return 255 if num_classes < 255 else _MAX_VALUE
+
+
 @dataclass(frozen=True)
 class MaskValues:
     """What the values of the pixels of a data set's masks mean.
@@ -63,8 +68,8 @@ class MaskValues:
 
     @property
     def ignore_label(self) -> int:
-        """The label of a pixel without one, in memory: 255, or 65535 where there are 255 classes or more."""
-        return 255 if self.num_classes < 255 else _MAX_VALUE
+        """The label of a pixel without one, in memory."""
+        return ignore_label_of(self.num_classes)
 
     def __str__(self) -> str:
         return (
@@ -171,20 +176,19 @@ class MaskCounts(msgspec.Struct):
 
     def entries(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ``ends``, ``labels`` and ``pixels`` as arrays."""
-        return np.frombuffer(self.ends, np.int64), *self.pairs()
-
-    def pairs(self) -> Tuple[np.ndarray, np.ndarray]:
-        """Return ``labels`` and ``pixels`` as arrays."""
-        return np.frombuffer(self.labels, np.int32), np.frombuffer(self.pixels, np.int64)
+        return (
+            np.frombuffer(self.ends, np.int64),
+            np.frombuffer(self.labels, np.int32),
+            np.frombuffer(self.pixels, np.int64),
+        )
 
     def frequency(self, num_classes: int) -> CategoryFrequency:
         """Return how often each class occurs; its instances are its pixels."""
-        labels, pixels = self.pairs()
+        ends, labels, pixels = self.entries()
         pixel_count = np.zeros(num_classes, np.int64)
         np.add.at(pixel_count, labels, pixels)
         image_count = np.bincount(labels, minlength=num_classes)
-        num_images = len(self.ends) // np.dtype(np.int64).itemsize
-        return CategoryFrequency.from_counts(image_count.tolist(), pixel_count.tolist(), num_images=num_images)
+        return CategoryFrequency.from_counts(image_count.tolist(), pixel_count.tolist(), num_images=len(ends))
 
 
 @dataclass(frozen=True)
@@ -258,5 +262,8 @@ class MaskSet:
         Raises:
             RecordError: as :func:`read_mask`.
         """
-        present = tuple(filter(os.path.exists, self.masks))
-        return find_or_build(self, cache_files(self.name) if is_worth_caching(present) else [])
+        try:
+            locations = cache_files(self.name) if is_worth_caching(self.masks) else []
+        except OSError:
+            locations = []  # a mask is missing, which is said when it is counted
+        return find_or_build(self, locations)

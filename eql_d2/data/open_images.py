@@ -3,7 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import List, Optional, Union, overload
+from typing import List, Optional
 
 from detectron2.data import MetadataCatalog
 
@@ -34,16 +34,8 @@ class OpenImagesRecords(RecordList):
         super().__init__(table, FileNaming(image_root, "file_name"))
         self._sizes = sizes
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> RecordList: ...
-
-    def __getitem__(self, index: Union[int, slice]) -> Union[Record, RecordList]:
-        record = super().__getitem__(index)
-        if isinstance(record, RecordList):
-            return record
+    def _record(self, index: int) -> Record:
+        record = super()._record(index)
         width, height = self._sizes.size(record["image_id"], record["file_name"])
         for annotation in record["annotations"]:
             x1, y1, x2, y2 = annotation["bbox"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from eql_d2.data.annotations import PathLike
 from eql_d2.data.coco import load_coco
-from eql_d2.data.index_masks import MaskValues
+from eql_d2.data.index_masks import MaskValues, ignore_label_of
 from eql_d2.data.lvis import load_lvis
 from eql_d2.data.records import Record, RecordError, RecordList
 from eql_d2.data.registration import open_table
@@ -147,7 +147,7 @@ def paint_dataset(
         )
     records = (load_lvis if header.is_lvis else load_coco)(json_file, image_root)
     names = [category.name for category in header.categories] + [BACKGROUND] * with_background
-    values = MaskValues(len(names), 0, 255 if len(names) < 255 else 65535)
+    values = MaskValues(len(names), 0, ignore_label_of(len(names)))
     background = len(names) - 1 if with_background else values.ignore_label
     folder = str(Path(output_dir, MASK_FOLDER))
     painting = Painting(records, os.fspath(image_root), folder, values, background)

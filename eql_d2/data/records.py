@@ -221,8 +221,9 @@ class RecordList(SequenceABC):
     def __getitem__(self, index: slice) -> "RecordList": ...
 
     def __getitem__(self, index: Union[int, slice]) -> Union[Record, "RecordList"]:
-        if isinstance(index, slice):
-            return self.select(np.arange(len(self))[index])
+        return self.select(np.arange(len(self))[index]) if isinstance(index, slice) else self._record(index)
+
+    def _record(self, index: int) -> Record:
         record = self.table.unpack(int(self._rows[index]))
         record["file_name"] = self._file_path(record)
         record.pop("coco_url", None)

@@ -5,7 +5,7 @@ import os
 from functools import cache, cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple, Union, overload
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -71,16 +71,8 @@ class SegmentationRecords(RecordList):
         super().__init__(MaskTable(masks), itemgetter("file_name"))
         self._sizes = ImageSizes([], len(self.table))
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> RecordList: ...
-
-    def __getitem__(self, index: Union[int, slice]) -> Union[Record, RecordList]:
-        record = super().__getitem__(index)
-        if isinstance(record, RecordList):
-            return record
+    def _record(self, index: int) -> Record:
+        record = super()._record(index)
         width, height = self._sizes.size(record["image_id"], record["file_name"])
         return {**record, "height": height, "width": width}
 
@@ -198,7 +190,7 @@ def segmentation_records(name: str) -> SegmentationRecords:
     """Return the records of a data set of semantic segmentation, whoever registered it.
 
     Raises:
-        InputError: if the metadata has no ``stuff_classes``, or a record no mask.
+        InputError: if the metadata has no ``stuff_classes``, or a record no mask, or there is none.
     """
     records = DatasetCatalog.get(name)
     if isinstance(records, SegmentationRecords):
@@ -207,13 +199,12 @@ def segmentation_records(name: str) -> SegmentationRecords:
     class_names = metadata.get("stuff_classes")
     if not class_names:
         raise InputError(f"The metadata of {name} has no stuff_classes; set it to the names of the categories.")
-    if any("sem_seg_file_name" not in record for record in records):
-        raise InputError(f"{name} has a record without sem_seg_file_name; each image needs an index mask.")
+    if not records or any("sem_seg_file_name" not in record for record in records):
+        raise InputError(f"{name} has a record without sem_seg_file_name, or none at all; an image needs a mask.")
     if metadata.get("thing_classes") is None:
         metadata.thing_classes = list(class_names)
     values = MaskValues(len(class_names), 0, metadata.get("ignore_label", 255))
-    files: List[Tuple[str, str]] = [(record["file_name"], record["sem_seg_file_name"]) for record in records]
-    images, masks = zip(*files) if files else ((), ())
+    images, masks = zip(*((record["file_name"], record["sem_seg_file_name"]) for record in records))
     return SegmentationRecords(MaskSet(images, masks, values))
 
 

@@ -55,7 +55,6 @@ class ClassifierLoss(nn.Module, ABC):
     #: Whether the loss is a mean over regions to which each contributes by itself, given what is kept from step to step
     #: and what :meth:`in_parts` is told: then the regions of a step may come in several calls.
     regions_are_independent = True
-
     #: Whether :meth:`forward` takes which regions are of one object.
     uses_objects = False
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Iterable, Union
 
-import cv2
 import numpy as np
 
 from eql_d2.errors import InputError
@@ -84,8 +83,5 @@ def _write_dataset(folder: Path, parameters: MiniParameters) -> Dict[str, Any]:
             pixels, drawn = draw_image(parameters, split, index, plan)
             write_image(folder / split / f"{name}.jpg", pixels)
             mask = paint(drawn, parameters.image_size, parameters.num_classes)
-            ok, encoded = cv2.imencode(".png", mask)
-            if not ok:
-                raise OSError(f"OpenCV cannot encode the mask of {name}")
-            (folder / f"{split}_masks" / f"{name}.png").write_bytes(encoded.tobytes())
+            write_image(folder / f"{split}_masks" / f"{name}.png", mask)
     return {}

@@ -103,12 +103,13 @@ def category_records(
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """Write a uint8 BGR image ``[H, W, 3]`` as a JPEG file.
+    """Write a uint8 BGR image ``[H, W, 3]``, or a grey one ``[H, W]``, as a JPEG or PNG file, by its suffix.
 
     Raises:
         OSError: if that is not possible.
     """
-    ok, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
+    ok, encoded = cv2.imencode(path.suffix, pixels, options)
     if not ok:
         raise OSError(f"OpenCV cannot encode {path.name}")
     # imwrite returns false on a full disk; this raises.

@@ -216,10 +216,13 @@ def test_a_damaged_cache_is_built_anew(tmp_path, cached, caplog):
     assert "is damaged" in caplog.text
 
 
-def test_counting_names_the_first_file_that_is_no_mask(tmp_path):
+def test_counting_names_the_first_file_that_is_no_mask(tmp_path, cached):
     folder = write_masks(tmp_path)
     write_mask(folder / "masks/b.png", [[7, 0, 0], [0, 0, 0]])
     with pytest.raises(InputError, match=r"masks/b\.png has the value 7; its 3 classes"):
         load_masks(folder / "images", folder / "masks", THREE).frequency  # noqa: B018
     with pytest.raises(InputError, match=r"absent\.jpg, the image of .*a\.png, cannot be read"):
         MaskSet(("absent.jpg",), (str(folder / "masks/a.png"),), THREE).counts()
+    (folder / "masks/a.png").unlink()
+    with pytest.raises(InputError, match=r"masks/a\.png: there is no such file"):
+        MaskSet((str(folder / "images/a.jpg"),), (str(folder / "masks/a.png"),), THREE).counts()

@@ -222,9 +222,14 @@ def test_a_set_of_detectron2s_loader(folder):
     MetadataCatalog.get("bare").stuff_classes = ["a"]
     with pytest.raises(InputError, match="bare has a record without sem_seg_file_name"):
         segmentation_records("bare")
+    DatasetCatalog.register("none", list)
+    MetadataCatalog.get("none").set(stuff_classes=["a"], evaluator_type="sem_seg")
+    with pytest.raises(InputError, match=r"none has .* or none at all"):
+        category_frequency(["none"])
 
 
 def test_ade20k(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "beside_ADE20K_2021_17_01"  # a name that does not tell which of the sets it is
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     base, full = tmp_path / "ADEChallengeData2016", tmp_path / "ADE20K_2021_17_01"
     write_image(base / "images/training/x.jpg", 1, 3)
@@ -249,4 +254,5 @@ def test_registered_by_another_program(folder):
     with pytest.raises(InputError, match="'taken' is already registered"):
         register_masks("taken", folder / "images", folder / "masks", NAMES)
     assert register_masks("taken", folder / "images", folder / "masks", NAMES, replace=True)
+    assert len(DatasetCatalog.get("taken")) == 3
     assert not register_masks("taken", folder / "images", folder / "masks", NAMES)

@@ -205,12 +205,12 @@ def test_other_images_and_not_all_of_them(inputs):
         SegmentationEvaluator("pixels", None, CategoryFrequency.from_counts([1, 1], num_images=2))
 
 
-def test_built_from_a_config(inputs):
+def test_built_from_a_config(inputs, tmp_path):
     cfg = get_cfg()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("pixels",)
     node = cfg.MODEL.LONG_TAIL.SEM_SEG
     node.RARE_MAX_IMAGES, node.COMMON_MAX_IMAGES, node.HEAD_BODY_ENDS = 0, 4, (1, 2)
-    evaluator = build_evaluator(cfg, "pixels", "")
+    evaluator = build_evaluator(cfg, "pixels", str(tmp_path / "out"))
 
     def model(images):
         return [{"sem_seg": scores_of(inputs.index({"file_name": image["file_name"]}))} for image in images]
