@@ -36,8 +36,7 @@ def build_evaluator(
     detection that the model returns. LVIS's and COCO's read ``MODEL.LONG_TAIL.EVALUATOR`` and ``AP_FIXED``,
     ``MODEL.MASK_ON`` and ``TEST.DETECTIONS_PER_IMAGE``, which is also the cap of the evaluation. On an LVIS-format set,
     and with ``AP_FIXED``, that cap is ``AP_CAP`` (LVIS's 300) at most, so that a model may return more without changing
-    AP. Of a model that returns fewer than
-    AP-fixed can count, a warning says so.
+    AP. Of a model that returns fewer than AP-fixed can count, a warning says so.
 
     Args:
         cfg: with ``MODEL.LONG_TAIL``.

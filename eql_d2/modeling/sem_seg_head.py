@@ -134,8 +134,23 @@ class PixelClassifier(ClassifierLayer):
         return torch.where(is_labelled, targets, -1)
 
 
+class _ConfigurableHead(PixelClassifier):
+    """The constructor of a head over one of Detectron2's that takes explicit arguments."""
+
+    @configurable
+    def __init__(self, input_shape, *, classifier_loss, calibration=None, tau=0.0, scale="", normed=None, **kwargs):
+        super().__init__(input_shape, num_classes=classifier_loss.num_classes, **kwargs)
+        self.add_pixel_classifier(classifier_loss, calibration=calibration, tau=tau, scale=scale, normed=normed)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape) -> Dict[str, Any]:
+        settings = super().from_config(cfg, input_shape)
+        del settings["num_classes"]
+        return {**settings, **_classifier_from_config(cfg)}
+
+
 @SEM_SEG_HEADS_REGISTRY.register()
-class LongTailSemSegFPNHead(PixelClassifier, SemSegFPNHead):
+class LongTailSemSegFPNHead(_ConfigurableHead, SemSegFPNHead):
     """``SemSegFPNHead`` (Panoptic FPN, arXiv 1901.02446) with a classifier loss of this package.
 
     Args:
@@ -148,28 +163,9 @@ class LongTailSemSegFPNHead(PixelClassifier, SemSegFPNHead):
         InputError: for a loss that cannot serve, see :func:`check_serves_pixels`.
     """
 
-    @configurable
-    def __init__(
-        self,
-        input_shape,
-        *,
-        classifier_loss: ClassifierLoss,
-        calibration=None,
-        tau=0.0,
-        scale="",
-        normed=None,
-        **kwargs,
-    ):
-        super().__init__(input_shape, num_classes=classifier_loss.num_classes, **kwargs)
-        self.add_pixel_classifier(classifier_loss, calibration=calibration, tau=tau, scale=scale, normed=normed)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape) -> Dict[str, Any]:
-        return _from_config(super().from_config(cfg, input_shape), cfg)
-
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class LongTailDeepLabV3PlusHead(PixelClassifier, DeepLabV3PlusHead):
+class LongTailDeepLabV3PlusHead(_ConfigurableHead, DeepLabV3PlusHead):
     """``DeepLabV3PlusHead`` (arXiv 1802.02611) of Detectron2's DeepLab project with a classifier loss of this package.
 
     ``MODEL.SEM_SEG_HEAD.LOSS_TYPE`` is not looked at: the loss is that of ``MODEL.LONG_TAIL``, over all pixels.
@@ -183,25 +179,13 @@ class LongTailDeepLabV3PlusHead(PixelClassifier, DeepLabV3PlusHead):
         InputError: for a loss that cannot serve, see :func:`check_serves_pixels`.
     """
 
-    @configurable
-    def __init__(
-        self,
-        input_shape,
-        *,
-        classifier_loss: ClassifierLoss,
-        calibration=None,
-        tau=0.0,
-        scale="",
-        normed=None,
-        **kwargs,
-    ):
-        super().__init__(input_shape, num_classes=classifier_loss.num_classes, **kwargs)
-        self.add_pixel_classifier(classifier_loss, calibration=calibration, tau=tau, scale=scale, normed=normed)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         del self.loss
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape) -> Dict[str, Any]:
-        settings = _from_config(super().from_config(cfg, input_shape), cfg)
+        settings = super().from_config(cfg, input_shape)
         del settings["loss_type"]
         return settings
 
@@ -223,12 +207,6 @@ class LongTailDeepLabV3Head(PixelClassifier, DeepLabV3Head):
     def layers(self, features: Dict[str, Tensor]) -> Tensor:
         """Return the features of the last layer, ``[N, C, h, w]``."""
         return self.aspp(features[self.in_features[0]])
-
-
-def _from_config(settings: Dict[str, Any], cfg: CfgNode) -> Dict[str, Any]:
-    """Return Detectron2's settings of a head with the classifier's in the place of the number of classes."""
-    del settings["num_classes"]
-    return {**settings, **_classifier_from_config(cfg)}
 
 
 def _classifier_from_config(cfg: CfgNode) -> Dict[str, Any]:

@@ -16,6 +16,7 @@ from eql_d2.commands.check_dataset import main as check_dataset
 from eql_d2.config import get_cfg
 from eql_d2.data.builtin import register_from_config
 from eql_d2.data.catalog import category_frequency
+from eql_d2.data.check_masks import OFFICIAL_COUNTS
 from eql_d2.data.painted_masks import paint_dataset, paint_mask
 from eql_d2.errors import InputError
 from tests.data.masks import write_image, write_mask
@@ -156,7 +157,7 @@ def test_a_json_without_annotations(tmp_path):
         paint_dataset(json_file, images, tmp_path / "out")
 
 
-def test_the_command_prints_an_entry_that_registers_and_checks(tmp_path, capsys):
+def test_the_command_prints_an_entry_that_registers_and_checks(tmp_path, capsys, monkeypatch):
     json_file, images = write_json(tmp_path, True)
     arguments = ["--json", str(json_file), "--images", str(images), "--output", str(tmp_path / "painted")]
     write_masks.main(arguments)
@@ -173,8 +174,10 @@ def test_the_command_prints_an_entry_that_registers_and_checks(tmp_path, capsys)
         assert "No errors found." in lines
         write_mask(tmp_path / "painted/masks/train/1.png", np.full((8, 8), 3))
         write_image(tmp_path / "images/train/2.jpg", 9, 8)
+        monkeypatch.setitem(OFFICIAL_COUNTS, "painted", 3)
         assert check_dataset(["painted"]) == 1
         lines = capsys.readouterr().out
+        assert "painted should have 3 images, found 2" in lines
         assert "ERROR: masks that cannot be used: 2" in lines
         assert "1.png has the value 3; its 3 classes" in lines and "its image 8 x 9" in lines
         (tmp_path / "images/train/2.jpg").write_bytes(b"none")
