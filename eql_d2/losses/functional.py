@@ -223,9 +223,7 @@ def focal_cross_entropy(
         loss = F.softplus(logits)
         gradient = loss * gamma
         torch.lerp(probability, probability.new_ones(()), gradient, out=gradient)
-        modulation = _power_(probability, logits, loss, gamma).mul_(
-            1 - alpha if weight is None else (1 - alpha) * weight
-        )
+        modulation = _power_(probability, gamma).mul_(1 - alpha if weight is None else (1 - alpha) * weight)
         loss.mul_(modulation)
         gradient.mul_(modulation)
         at_target = logits.gather(1, index)
@@ -236,25 +234,13 @@ def focal_cross_entropy(
     return _sum_entries(logits, gt_classes, entries, with_sums)
 
 
-def _power_(probability: Tensor, logits: Tensor, loss: Tensor, gamma: Union[float, Tensor]) -> Tensor:
-    """Return ``probability [R, C]`` to the power gamma (one, or one for each column), in its place.
-
-    Args:
-        probability: ``sigmoid(logits)``.
-        logits: ``[R, C]``.
-        loss: ``softplus(logits)``; ``logits - loss`` is the logarithm of the probability.
-        gamma: a float, or ``[C]``.
-    """
+def _power_(probability: Tensor, gamma: Union[float, Tensor]) -> Tensor:
+    """Return ``probability [R, C]`` to the power gamma (one, or one for each column), in place."""
     if not isinstance(gamma, Tensor):
         return probability.pow_(gamma)
-    # Powers of two cost a third of those of e; and both cost ten times as much where they come out denormal.
-    exponent = (
-        torch.sub(logits, loss, out=probability)
-        .mul_(gamma / math.log(2))
-        .clamp_(min=LEAST_EXPONENT / math.log(2))
-        .exp2_()
-    )
-    return torch.threshold_(exponent, LEAST_EXPONENTIAL, 0.0)
+    # Powers of two cost less than those of e; and both cost ten times as much where they come out denormal.
+    exponential = probability.log2_().mul_(gamma).clamp_(min=LEAST_EXPONENT / math.log(2)).exp2_()
+    return torch.threshold_(exponential, LEAST_EXPONENTIAL, 0.0)
 
 
 def _focal_targets(
@@ -349,7 +335,12 @@ def softmax_gradient(
 
 
 def random_mask(
-    num_rows: int, num_columns: int, probability: Union[float, Tensor], like: Tensor, generator: torch.Generator
+    num_rows: int,
+    num_columns: int,
+    probability: Union[float, Tensor],
+    like: Tensor,
+    generator: torch.Generator,
+    rows: Union[slice, Tensor] = slice(None),
 ) -> Tensor:
     """Return ``[num_rows, num_columns]`` of independent zeros and ones, a one with ``probability`` (to 2^-16).
 
@@ -361,9 +352,10 @@ def random_mask(
         probability: of a one; a float or a scalar tensor.
         like: gives dtype and device.
         generator: of that device.
+        rows: the rows that are returned; all are drawn, so that the draws do not depend on it.
     """
     words = torch.empty(num_rows, (num_columns + 3) // 4, dtype=torch.int64, device=like.device)
     # From the least int64 on, without an end: all 64 bits are random.
     words.random_(-(2**63), None, generator=generator)
-    uniform = words.view(torch.int16)[:, :num_columns].to(like.dtype)
+    uniform = words[rows].view(torch.int16)[:, :num_columns].to(like.dtype)
     return uniform.lt_(probability * 2.0**16 - 2.0**15)

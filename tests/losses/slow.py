@@ -155,14 +155,13 @@ def balanced_softmax(loss, state, logits, labels, verified):
 
 def seql(loss, state, logits, labels, verified):
     frequency, num_classes, total = counts_of(loss), loss.num_classes, 0
-    applies = [y < num_classes or not loss.exclude_background for y in labels]
-    # A row is drawn for each region that may leave classes out.
-    beta = iter(random_mask(sum(applies), loss.num_logits, loss.gamma, logits, loss.next_generator(logits.device)))
+    beta = random_mask(*logits.shape, loss.gamma, logits, loss.next_generator(logits.device))
     for r, y in enumerate(labels):
-        factor, of_region = [], next(beta) if applies[r] else None
+        factor = []
         for k in range(loss.num_logits):
             tail = k < num_classes and frequency.image_count[k].item() / frequency.num_images < loss.lambda_
-            factor.append(1 - of_region[k].item() * tail * (k != y) if applies[r] else 1)
+            applies = y < num_classes or not loss.exclude_background
+            factor.append(1 - beta[r, k].item() * tail * (k != y) * applies)
         total = total + softmax_entropy(logits[r], y, factor)
     return total / len(labels)
 

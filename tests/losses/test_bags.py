@@ -14,6 +14,7 @@ from tests.losses.helpers import (
     golden_frequency,
     make_loss,
     random_labels,
+    random_logits,
     step,
 )
 
@@ -38,6 +39,22 @@ def test_golden():
 @pytest.mark.parametrize("settings", [{"beta": 1.0}, {"beta": 0.0}, {"group_bounds": (100,)}, {"group_bounds": ()}])
 def test_equals_slow_formula(settings):
     assert_equals_slow(make_loss("BAGS", **settings), num_regions=25)
+
+
+def test_equals_slow_formula_group_by_group(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(BalancedGroupSoftmax, "_of_all_columns", lambda *args: None)
+    assert_equals_slow(make_loss("BAGS"), num_regions=25)
+
+
+@pytest.mark.parametrize("distance", [50, 100, 1000])
+def test_groups_far_below_the_others(distance):
+    """Each softmax is of its own group's logits: what is subtracted from all of them changes nothing."""
+    loss, other = make_loss("BAGS"), make_loss("BAGS")
+    logits, labels = random_logits(20, loss.num_logits), random_labels(20, 9)
+    lower = logits.clone()
+    lower[:, loss.in_group[0].bool()] -= distance
+    torch.testing.assert_close(step(other, lower, labels), step(loss, logits, labels), rtol=1e-9, atol=1e-12)
 
 
 def test_others_are_beta_times_the_own_regions():

@@ -24,19 +24,12 @@ def batch(dtype=torch.float64):
     return random_logits(24, K).to(dtype), random_labels(24, K), verified
 
 
-def run(loss, logits, labels, verified):
-    logits = logits.clone().requires_grad_()
-    value = loss(logits, labels, verified)
-    value.backward()
-    return value.detach(), logits.grad
-
-
 @pytest.mark.parametrize("name", filter(can_spare, NAMES))
 def test_an_unverified_class_gets_no_gradient_and_counts_for_nothing(name):
     logits, labels, verified = batch()
     loss = make_loss(name, num_classes=K)
     loss.spare_unverified()
-    value, gradient = run(loss, logits, labels, verified)
+    value, gradient = step(loss, logits, labels, verified)
     is_target = torch.nn.functional.one_hot(labels, K + 1)[:, :K].bool()
     assert (gradient[~verified & ~is_target] == 0).all()
     assert (gradient[is_target] != 0).all()
@@ -44,7 +37,7 @@ def test_an_unverified_class_gets_no_gradient_and_counts_for_nothing(name):
     other = make_loss(name, num_classes=K)
     other.spare_unverified()
     changed = torch.where(verified | is_target, logits, logits + 3)
-    other_value, other_gradient = run(other, changed, labels, verified)
+    other_value, other_gradient = step(other, changed, labels, verified)
     assert other_value == value and torch.equal(other_gradient, gradient)
 
 
@@ -55,10 +48,10 @@ def test_where_all_is_verified_it_is_the_loss_itself(name):
     plain, sparing = make_loss(name, num_classes=K), make_loss(name, num_classes=K)
     sparing.spare_unverified()
     for _ in range(2):  # with what it sums up over steps
-        for mine, other in zip(run(plain, logits, labels, verified), run(sparing, logits, labels, verified)):
+        for mine, other in zip(step(plain, logits, labels, verified), step(sparing, logits, labels, verified)):
             assert torch.equal(mine, other)
-    value, gradient = run(sparing, logits, labels, None)  # a batch that says nothing spares nothing
-    assert torch.equal(value, run(plain, logits, labels, None)[0]) and (gradient != 0).any()
+    value, gradient = step(sparing, logits, labels, None)  # a batch that says nothing spares nothing
+    assert torch.equal(value, step(plain, logits, labels, None)[0]) and (gradient != 0).any()
 
 
 def test_sigmoid_against_loops():
@@ -73,7 +66,7 @@ def test_sigmoid_against_loops():
                 total += torch.log1p(torch.exp(-z))
             elif verified[r, j]:
                 total += torch.log1p(torch.exp(z))
-    torch.testing.assert_close(run(loss, logits, labels, verified)[0], total / len(labels))
+    torch.testing.assert_close(step(loss, logits, labels, verified)[0], total / len(labels))
 
 
 def test_eql_keeps_its_rule_where_a_class_is_verified():
@@ -83,8 +76,8 @@ def test_eql_keeps_its_rule_where_a_class_is_verified():
         plain = make_loss("EQL", num_classes=K, image_level_exemption=exemption)
         sparing = make_loss("EQL", num_classes=K, image_level_exemption=exemption)
         sparing.spare_unverified()
-        _, expected = run(plain, logits, labels, verified)
-        _, gradient = run(sparing, logits, labels, verified)
+        _, expected = step(plain, logits, labels, verified)
+        _, gradient = step(sparing, logits, labels, verified)
         is_target = torch.nn.functional.one_hot(labels, K + 1)[:, :K].bool()
         counted = verified | is_target
         torch.testing.assert_close(gradient, expected * counted)
