@@ -46,6 +46,7 @@ SOFTMAX_LOSSES = {
     "CLASS_BALANCED",
     "IIF",
     "INVERSE_FREQUENCY",
+    "LDAM",
     "LOCE",
     "SEESAW",
     "SEQL",

@@ -24,7 +24,12 @@ from eql_d2.config_files import find_config_file  # noqa: E402
 from eql_d2.data.groups import COMMON_MAX_IMAGES, RARE_MAX_IMAGES  # noqa: E402
 from eql_d2.errors import InputError  # noqa: E402
 from eql_d2.losses import CLASSIFIER_LOSS_REGISTRY  # noqa: E402
-from eql_d2.method_settings import add_calibration_settings, add_loss_settings, add_regularizer_settings  # noqa: E402
+from eql_d2.method_settings import (  # noqa: E402
+    add_calibration_settings,
+    add_loss_settings,
+    add_region_settings,
+    add_regularizer_settings,
+)
 
 #: Detections of an image that a model returns for AP-fixed, unless the config asks for another number above ``AP_CAP``.
 AP_FIXED_DETECTIONS = 3000
@@ -151,24 +156,6 @@ def add_eql_config(cfg: CN) -> None:
     # stage's loss then makes scores (the releases of ACSL and BAGS).
     node.CASCADE.SCORES = "probabilities"
 
-    node.FEATURE_MEMORY = CN()
-    # Region features of earlier images that are kept of each class, and drawn from as further regions of each step,
-    # more often of classes with a low mean score (LOCE); 80 in its release. 0 is off. They take 50 kB each.
-    node.FEATURE_MEMORY.SIZE = 0
-    # Classes that are drawn for a step, with replacement.
-    node.FEATURE_MEMORY.DRAWS = 8
-    # Features that are drawn of such a class.
-    node.FEATURE_MEMORY.FEATURES = 4
-    # Largest shift of a side of the 16 boxes around each object whose features are kept, in widths or heights.
-    node.FEATURE_MEMORY.JITTER = 1 / 6
-
-    node.REFINEMENT = CN()
-    # Factor of the classification loss of each pass through the box head, after each of which the region features are
-    # refined by what was predicted (PCB): (0.2, 0.2, 0.6) in its release. () is one pass, without refinement.
-    node.REFINEMENT.LOSS_WEIGHTS = ()
-    # Width of the hidden layers of the refinement.
-    node.REFINEMENT.WIDTH = 512
-
     node.LWS = CN()
     # With TRAINABLE "scale", the factor of a class multiplies its bias too. The release scales the weight alone.
     node.LWS.SCALE_BIAS = False
@@ -247,6 +234,7 @@ def add_eql_config(cfg: CN) -> None:
     _add_training_settings(node)
     add_loss_settings(node)
     add_regularizer_settings(node)
+    add_region_settings(node)
     add_calibration_settings(node)
 
 

@@ -258,6 +258,27 @@ def add_regularizer_settings(node: CN) -> None:
     node.REGULARIZER.ROG.DELTA = 0.5
 
 
+def add_region_settings(node: CN) -> None:
+    """Add what LOCE and PCB do with the features of regions: ``FEATURE_MEMORY`` and ``REFINEMENT``."""
+    node.FEATURE_MEMORY = CN()
+    # Region features of earlier images that are kept of each class, and drawn from as further regions of each step,
+    # more often of classes with a low mean score (LOCE); 80 in its release. 0 is off. They take 50 kB each.
+    node.FEATURE_MEMORY.SIZE = 0
+    # Classes that are drawn for a step, with replacement.
+    node.FEATURE_MEMORY.DRAWS = 8
+    # Features that are drawn of such a class.
+    node.FEATURE_MEMORY.FEATURES = 4
+    # Largest shift of a side of the 16 boxes around each object whose features are kept, in widths or heights.
+    node.FEATURE_MEMORY.JITTER = 1 / 6
+
+    node.REFINEMENT = CN()
+    # Factor of the classification loss of each pass through the box head, after each of which the region features are
+    # refined by what was predicted (PCB): (0.2, 0.2, 0.6) in its release. () is one pass, without refinement.
+    node.REFINEMENT.LOSS_WEIGHTS = ()
+    # Width of the hidden layers of the refinement.
+    node.REFINEMENT.WIDTH = 512
+
+
 def add_calibration_settings(node: CN) -> None:
     """Add ``CALIBRATION``: what is done to the scores of a trained classifier at test time."""
     node.CALIBRATION = CN()

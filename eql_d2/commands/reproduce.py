@@ -22,7 +22,7 @@ from eql_d2.experiments import reproduce
 from eql_d2.experiments.comparison import collect_lines
 from eql_d2.experiments.coverage import make_coverage
 from eql_d2.experiments.launchers import LocalLauncher, SubmititLauncher
-from eql_d2.experiments.plot import plot_table
+from eql_d2.experiments.plot import EACH, default_metrics, plot_table, rank_correlation
 from eql_d2.experiments.spec import load_specification, table_names
 from eql_d2.experiments.table_report import FORMATS, format_report
 from eql_d2.files import write_whole
@@ -99,7 +99,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         table = table.against(args.baseline) if args.baseline else table
         lines = collect_lines(table, args.results, reproduce.last_errors(table, args.runs))
         if args.command == "plot":
-            plot_table(table, lines, args.output, args.metrics, args.sort)
+            metrics = args.metrics or default_metrics(table)
+            plot_table(table, lines, args.output, metrics, args.sort)
+            if args.sort == EACH and len(metrics) > 1:
+                print(rank_correlation(lines, metrics))
         elif args.output is None:
             print(format_report(table, lines, args.format), end="")
         else:

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from eql_d2.config import flatten
 from eql_d2.data.feature_cache import FeatureCache
 from eql_d2.data.stream import TrainLoader
 from eql_d2.engine.protocol import is_part_of_classifier
@@ -44,10 +45,7 @@ def check_feature_cache(cfg: CfgNode) -> None:
     }
     for key, (needed, is_so) in obstacles.items():
         if not is_so:
-            value = cfg
-            for part in key.split("."):
-                value = value[part]
-            raise InputError(f"{_KEY} needs {key} {needed}, and it is {value!r}; set that, or {_KEY} ''.")
+            raise InputError(f"{_KEY} needs {key} {needed}, and it is {flatten(cfg)[key]!r}; set that, or {_KEY} ''.")
 
 
 def open_feature_cache(cfg: CfgNode, model: nn.Module, loader: TrainLoader) -> None:

@@ -135,12 +135,7 @@ def _parse(node: CfgNode, text: str) -> Tuple[str, List[Any]]:
 
 def _config_of(cfg: CfgNode, point: Point) -> CfgNode:
     cfg = cfg.clone()
-    for key, value in point.items():
-        *path, leaf = key.split(".")
-        node = cfg.MODEL.LONG_TAIL
-        for part in path:
-            node = node[part]
-        node[leaf] = value
+    cfg.merge_from_list([word for key, value in point.items() for word in (_ROOT + key, value)])
     return cfg
 
 

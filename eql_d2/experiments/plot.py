@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
+from scipy.stats import kendalltau
+
 from eql_d2.errors import InputError
 from eql_d2.experiments.comparison import Line
 from eql_d2.experiments.spec import Table
@@ -103,6 +105,14 @@ def table_figure(table: Table, lines: Sequence[Line], metrics: Sequence[str], so
         panel.grid(alpha=0.3)
     figure.suptitle(table.title, fontsize=10)
     return figure
+
+
+def rank_correlation(lines: Sequence[Line], metrics: Sequence[str]) -> str:
+    """Return a sentence with Kendall's rank correlation of the rows' means by the first and by the last metric."""
+    first, *_, last = metrics
+    shown = sorted_lines(lines, metrics, first)
+    tau = kendalltau(*([line.cells[metric].mean for line in shown] for metric in (first, last))).statistic
+    return f"Kendall's rank correlation of {first} and {last}, the means of {len(shown)} rows: {tau:.2f}."
 
 
 def _label(table: Table, line: Line) -> str:

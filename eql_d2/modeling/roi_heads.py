@@ -133,8 +133,7 @@ class LongTailStandardROIHeads(ImageLabelsMixin, StandardROIHeads):
         predictor = ret["box_predictor"] = LongTailOutputLayers(cfg, ret["box_head"].output_shape)
         node = cfg.MODEL.LONG_TAIL
         if node.FEATURE_MEMORY.SIZE:
-            settings = {name: node.FEATURE_MEMORY[name] for name in ("SIZE", "DRAWS", "FEATURES", "JITTER")}
-            ret["memory"] = FeatureMemory(*settings.values())
+            ret["memory"] = FeatureMemory(*map(node.FEATURE_MEMORY.get, ("SIZE", "DRAWS", "FEATURES", "JITTER")))
         if node.REFINEMENT.LOSS_WEIGHTS:
             side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
             shape = (input_shape[ret["box_in_features"][0]].channels, side, side)

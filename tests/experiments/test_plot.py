@@ -4,7 +4,7 @@ import pytest
 
 from eql_d2.errors import InputError
 from eql_d2.experiments.comparison import collect_lines
-from eql_d2.experiments.plot import default_metrics, plot_table, table_figure
+from eql_d2.experiments.plot import default_metrics, plot_table, rank_correlation, table_figure
 from eql_d2.experiments.spec import load_specification
 from tests.experiments.test_comparison import measured, write_records  # noqa: F401  (measured is a fixture)
 
@@ -33,6 +33,7 @@ def test_rows_are_sorted_by_another_metric_or_by_each_panel_s_own(measured):  # 
 
     assert names("segm/APr") == [["Base & <co>", "Better, λ 1"], ["", ""]]
     assert names("each") == [["Better, λ 1", "Base & <co>"], ["Base & <co>", "Better, λ 1"]]
+    assert rank_correlation([base, better, absent], ["segm/AP", "segm/APr"]).endswith("the means of 2 rows: -1.00.")
     with pytest.raises(InputError, match="tiny has no metric 'segm/APz'"):
         names("segm/APz")
 
