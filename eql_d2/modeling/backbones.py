@@ -138,8 +138,11 @@ class TimmBackbone(Backbone):
         super().__init__()
         timm = _import_timm()
         # timm's own conversions: its batch norm carries the activation.
-        norms = {"": lambda model: model, "FrozenBN": timm.layers.freeze_batch_norm_2d}
-        norms["SyncBN"] = timm.layers.convert_sync_batchnorm
+        norms = {
+            "": lambda model: model,
+            "FrozenBN": timm.layers.freeze_batch_norm_2d,
+            "SyncBN": timm.layers.convert_sync_batchnorm,
+        }
         if norm not in norms:
             raise InputError(
                 f"MODEL.LONG_TAIL.TIMM.NORM is {norm!r}; it is '' (the model's own), 'FrozenBN' or 'SyncBN'."

@@ -95,11 +95,11 @@ class LongTailRCNN(GeneralizedRCNN):
         found = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         if not do_postprocess:
             return found
-        return [{"instances": _postprocess(*of_image)} for of_image in zip(found, batched_inputs)]
+        return [{"instances": postprocess(*of_image)} for of_image in zip(found, batched_inputs)]
 
 
-def _postprocess(instances: Instances, x: Dict[str, Any]) -> Instances:
-    """Bring the detections of an image to the size that its input asks for."""
+def postprocess(instances: Instances, x: Dict[str, Any]) -> Instances:
+    """Bring the detections of an image to the size that its input asks for, masks pasted unless it says not to."""
     within_boxes = instances.has("pred_masks") and not x.get("paste_masks", True)
     if within_boxes:  # under a name that Detectron2 only carries along
         instances.roi_masks = ROIMasks(instances.pred_masks[:, 0])

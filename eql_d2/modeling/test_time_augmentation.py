@@ -12,12 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import batched_nms
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN
 from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms import HFlipTransform, TransformList
 from torch import Tensor, nn
 
 from eql_d2.errors import InputError
+from eql_d2.modeling.rcnn import postprocess
 
 
 class View(NamedTuple):
@@ -84,21 +84,21 @@ class TestTimeAugmentation(nn.Module):
 
         Returns:
             For each image ``{"instances": Instances}`` with ``pred_boxes``, ``scores``, ``pred_classes`` and, of a
-            model with masks, ``pred_masks``, bool ``[N, height, width]``; best first.
+            model with masks, ``pred_masks`` as of :class:`~eql_d2.modeling.rcnn.LongTailRCNN`; best first.
         """
         return [{"instances": self._detect(x)} for x in batched_inputs]
 
     @torch.no_grad()
     def _detect(self, x: Dict[str, Any]) -> Instances:
         height, width = x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2])
-        x = {"image": x["image"], "height": height, "width": width}
-        views = views_of(x, self.views)
+        plain = {"image": x["image"], "height": height, "width": width}
+        views = views_of(plain, self.views)
         detections = self._merge([self._boxes_in(view) for view in views], (height, width))
         if self.has_masks:
-            views = views if self.averages_masks else views_of(x, self.plain_view)
+            views = views if self.averages_masks else views_of(plain, self.plain_view)
             # One view in memory at a time.
             detections.pred_masks = sum(self._masks_in(view, detections) for view in views) / len(views)
-        return detector_postprocess(detections, height, width)
+        return postprocess(detections, x)
 
     def _boxes_in(self, view: View) -> Instances:
         """Detect in a view; the boxes are in the pixels of the output."""

@@ -12,7 +12,7 @@ from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import evaluate_results
 from eql_d2.evaluation.by_image import by_image
 from eql_d2.evaluation.ensemble import Rescoring, ResultsFile, ensemble, expert_classes, rescoring_by_group
-from eql_d2.evaluation.merging import nms, soft_nms, weighted_boxes_fusion
+from eql_d2.evaluation.merging import nms, weighted_boxes_fusion
 from tests.evaluation.helpers import CATEGORY_IDS, box_mask, make_detections, make_ground_truth
 
 
@@ -81,19 +81,16 @@ def by_hand(found, weights, method, cap, iou=0.5, sigma=0.5):
     return merged
 
 
-RULES = {"nms": nms(), "soft-nms": soft_nms(), "soft-nms-linear": soft_nms("linear")}
-
-
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 0.5, 0.8)])
 @pytest.mark.parametrize("cap", [25, 300])
-@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("method", ["nms", "soft-nms", "soft-nms-linear"])
 def test_as_by_hand(files, tmp_path, method, cap, weights):
     """Boxes and masks as they were written, scores to the last bits, images in order."""
     _, paths, found = files
-    sources = [ResultsFile(path, weight) for path, weight in zip(paths, weights)]
-    assert ensemble(sources, tmp_path / "out.json", RULES[method], max_detections=cap) == 10
+    options = ["--method", method, "--iou", 0.4, "--sigma", 0.3, "--max-detections", cap, "--weights", *weights]
+    main([str(word) for word in (*paths, *options, "--output", tmp_path / "out.json")])
     merged = json.loads((tmp_path / "out.json").read_text())
-    expected = by_hand(found, weights, method, cap)
+    expected = by_hand(found, weights, method, cap, iou=0.4, sigma=0.3)
     assert [one["score"] for one in merged] == pytest.approx([one["score"] for one in expected], rel=1e-12)
     for one in merged, expected:
         for detection in one:
@@ -133,9 +130,8 @@ def test_boxes_are_fused_as_by_hand(files, tmp_path, weights):
         for one in of_file:  # equal overlaps of whole boxes would be told apart by rounding
             one["bbox"] = [side + rng.uniform(0.1, 0.9) for side in one["bbox"]]
         write(path, of_file)
-    sources = [ResultsFile(path, weight) for path, weight in zip(paths, weights)]
-    rule = weighted_boxes_fusion()
-    ensemble(sources, tmp_path / "out.json", rule, max_detections=-1, boxes_only=True)
+    options = ["--method", "wbf", "--boxes-only", "--max-detections", -1, "--weights", *weights]
+    main([str(word) for word in (*paths, *options, "--output", tmp_path / "out.json")])
     merged = json.loads((tmp_path / "out.json").read_text())
     assert all("segmentation" not in one for one in merged)
     for image in {one["image_id"] for one in merged}:
@@ -193,7 +189,7 @@ def test_scores_of_rare_and_common_classes_are_raised_before_merging(files, tmp_
 
 
 def test_memory_is_that_of_an_image(tmp_path):
-    """Ten thousand images of a file in no order take little more than ten of them."""
+    """Of two files in no order, larger than what is held."""
     images = np.random.default_rng(0).permutation(5_000)
     detections = [
         {
@@ -226,6 +222,8 @@ def test_masks_alone_get_their_boxes(tmp_path):
     merged = json.loads((tmp_path / "out.json").read_text())
     assert [one["bbox"] for one in merged] == [[10, 20, 30, 40]] * 2
     assert [one["segmentation"] for one in merged] == [mask, polygons]
+    ensemble([ResultsFile(tmp_path / "a.json")], tmp_path / "best.json", nms(), min_score=0.85)
+    assert json.loads((tmp_path / "best.json").read_text()) == merged[:1]
 
 
 def test_the_command(files, tmp_path, capsys, truth):

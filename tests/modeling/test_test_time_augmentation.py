@@ -6,11 +6,12 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import AugInput, AugmentationList, ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Instances
+from detectron2.structures import Instances, ROIMasks
 from torchvision.ops import nms
 
 from eql_d2.engine.trainer import Trainer
 from eql_d2.errors import InputError
+from eql_d2.evaluation.instances import instances_to_results
 from eql_d2.losses import LogN
 from eql_d2.modeling.classifier_layer import classifier_layers
 from eql_d2.modeling.test_time_augmentation import TestTimeAugmentation
@@ -68,6 +69,10 @@ def test_one_plain_view_finds_what_the_model_finds(lvis_folder, architecture, ma
     assert found.has("pred_masks") == expected.has("pred_masks") == (architecture in ARCHITECTURES)
     if found.has("pred_masks"):
         assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+        (unpasted,) = TestTimeAugmentation(cfg, model)([{**photograph(), "paste_masks": False}])
+        assert isinstance(unpasted["instances"].pred_masks, ROIMasks)
+        records = [instances_to_results(one, 1, range(NUM_CLASSES)) for one in (unpasted["instances"], found)]
+        assert records[0] == records[1]
 
 
 @pytest.mark.parametrize(
