@@ -1,5 +1,7 @@
 """The road map of the challenge of 2019: each step adds to the one before what its name says, and builds."""
 
+import json
+
 import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
@@ -8,7 +10,8 @@ from torch import nn
 import eql_d2.modeling  # noqa: F401
 from eql_d2.config import flatten, load_config
 from eql_d2.data.frequency import CategoryFrequency
-from eql_d2.experiments.comparison import _lookup, collect_lines
+from eql_d2.experiments.comparison import collect_lines
+from eql_d2.experiments.plan import runs_of
 from eql_d2.experiments.spec import load_specification
 from eql_d2.modeling.deformable import DeformableConv
 from eql_d2.modeling.test_time_augmentation import check_augmentable
@@ -99,12 +102,17 @@ def test_senet_154_gives_the_pyramid_its_four_stages(tmp_path):
     assert round(sum(p.numel() for p in backbone.bottom_up.parameters()) / 1e6, 1) == 113.0
 
 
-def test_rows_of_test_time_augmentation_print_its_numbers(tmp_path):
+def test_rows_of_test_time_augmentation_print_its_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))  # without the data, the config alone tells the runs
     table = load_specification("eql_challenge")
-    augmented = {row.name for row in table.rows if row.augmented}
-    assert augmented == {"multi_scale_boxes", "multi_scale_masks"}
-    lines = {line.row.name: line for line in collect_lines(table, tmp_path / "none.jsonl")}
-    published = {name: line.cells["segm/AP"].published.get("paper") for name, line in lines.items()}
-    assert [number for number in published.values() if number] == ["30.1", "30.8", "31.4", "32.3", "35.1", "36.4"]
     metrics = {"segm": {"AP": 1.0}, "segm_TTA": {"AP": 2.0}}
-    assert (_lookup(metrics, "segm/AP", False), _lookup(metrics, "segm/AP", True)) == (1.0, 2.0)
+    common = {"code_digest": "code", "metrics": metrics, "seconds": 1.0, "peak_memory_mib": 1.0}
+    runs = runs_of(table, tmp_path).values()
+    records = [json.dumps({**common, "seed": run.seed, "config_digest": run.config_digest}) for run in runs]
+    (tmp_path / "results.jsonl").write_text("\n".join(records))
+    cells = {line.row.name: line.cells["segm/AP"] for line in collect_lines(table, tmp_path / "results.jsonl")}
+    printed = {name: set(cell.values) for name, cell in cells.items()}
+    assert [name for name, values in printed.items() if values == {2.0}] == ["multi_scale_boxes", "multi_scale_masks"]
+    assert [name for name, values in printed.items() if values != {1.0} and values != {2.0}] == ["ensemble"]
+    published = [cell.published["paper"] for cell in cells.values() if cell.published]
+    assert published == ["30.1", "30.8", "31.4", "32.3", "35.1", "36.4"]
