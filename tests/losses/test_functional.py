@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from eql_d2.losses.functional import attach_gradient, random_mask, softmax_cross_entropy, weighted_sigmoid_cross_entropy
-from tests.losses.helpers import random_labels, random_logits
+from tests.losses.helpers import assert_equals_slow, make_loss, random_labels, random_logits
 
 
 def test_attach_gradient():
@@ -65,3 +65,19 @@ def test_random_mask(probability):
         for lag in (1, 2, 3):
             correlation = (centered[:, :-lag] * centered[:, lag:]).mean() / (probability * (1 - probability))
             assert abs(correlation) < 4.5 / mask.numel() ** 0.5
+
+
+@pytest.mark.parametrize("name", ["SEESAW", "SEQL"])
+def test_rows_that_do_not_count_may_be_computed(name, monkeypatch):
+    """As on a GPU, which is not waited for."""
+    monkeypatch.setattr(f"eql_d2.losses.{name.lower()}.rows_that_count", lambda counts: slice(None))
+    assert_equals_slow(make_loss(name))
+
+
+def test_the_rows_of_a_random_mask_are_those_of_all():
+    """So that what is drawn does not depend on which regions count."""
+    whole, some = (
+        random_mask(20, 9, 0.5, torch.zeros(()), torch.Generator().manual_seed(1), rows)
+        for rows in (slice(None), torch.tensor([3, 4, 17]))
+    )
+    assert torch.equal(some, whole[[3, 4, 17]])
