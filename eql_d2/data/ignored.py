@@ -1,7 +1,6 @@
 """Ignored regions: boxes over which nothing is taken for background, of another data set or of the set itself."""
 
 import logging
-import os
 from collections import defaultdict
 from typing import Any, Dict, Hashable, List, Mapping, Sequence
 
@@ -13,13 +12,12 @@ from detectron2.utils.file_io import PathManager
 from eql_d2.data.annotations import AnnotationFile, PathLike, check_content, read_annotations
 from eql_d2.data.builtin import resolve_path
 from eql_d2.data.catalog import check_registered, describe_dataset
+from eql_d2.data.image_files import MATCHES, image_key
 from eql_d2.data.records import Record, RecordList
 from eql_d2.errors import InputError
 
 logger = logging.getLogger("detectron2.eql_d2.data")
 
-#: How the images of the json are found among those of the training set.
-MATCHES = ("id", "file_name")
 _KEY = "MODEL.LONG_TAIL.IGNORED.BOXES"
 _NEEDED, _OPTIONAL = {"dataset", "json"}, {"categories", "match"}
 
@@ -45,7 +43,7 @@ class IgnoredBoxes:
         if not content.has_annotations:
             raise InputError(f"{json_file} has no annotations, so {_KEY} can ignore none of its boxes.")
         chosen = _ids_of(content, categories, self.json_file)
-        keys = {image.id: self._key(image.id, image.file_name or image.coco_url) for image in content.images}
+        keys = {image.id: image_key(match, image.id, image.file_name or image.coco_url) for image in content.images}
         by_image: Dict[Hashable, List[Any]] = defaultdict(list)
         for one in content.annotations or ():
             if one.image_id in keys and one.category_id in chosen and min(one.bbox[2:]) > 0:
@@ -62,7 +60,7 @@ class IgnoredBoxes:
 
     def of(self, record: Record) -> np.ndarray:
         """Return the boxes of an image, float32 ``[M, 4]``: left, top, right, bottom in pixels."""
-        place = self._places.get(self._key(record["image_id"], record["file_name"]))
+        place = self._places.get(image_key(self.match, record["image_id"], record["file_name"]))
         return self._boxes[:0] if place is None else self._boxes[self._ends[place] : self._ends[place + 1]]
 
     def attach(self, records: Sequence[Record], name: str) -> Sequence[Record]:
@@ -80,9 +78,6 @@ class IgnoredBoxes:
         if isinstance(records, RecordList):
             return records.with_ignored(self.of)
         return [{**record, "ignored_boxes": self.of(record)} for record in records]
-
-    def _key(self, image_id: Any, name: str) -> Hashable:
-        return image_id if self.match == "id" else os.path.basename(name)
 
 
 def _ids_of(content: AnnotationFile, names: Sequence[str], json_file: str) -> Sequence[int]:

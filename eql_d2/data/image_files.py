@@ -9,7 +9,7 @@ import io
 import os
 import stat
 from contextlib import contextmanager
-from typing import BinaryIO, Iterator, Optional, Tuple
+from typing import BinaryIO, Hashable, Iterator, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -21,6 +21,15 @@ from eql_d2.errors import InputError
 
 ENVIRONMENT_VARIABLE = "EQL_D2_MAX_IMAGE_PIXELS"
 _EXIF_ORIENTATION = 274
+
+
+#: How the images of one data set are found among those of another.
+MATCHES = ("id", "file_name")
+
+
+def image_key(match: str, image_id: int, name: str) -> Hashable:
+    """Return what two data sets tell the same image by, one of :data:`MATCHES`; of the file name the last part."""
+    return image_id if match == "id" else os.path.basename(name)
 
 
 class ImageFileError(OSError):

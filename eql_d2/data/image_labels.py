@@ -20,6 +20,15 @@ class ImageSource(msgspec.Struct, gc=False):
     exhaustive_category_ids: List[int] = []
     has_masks: bool = True
 
+    def absent(self, shown: Iterable[int], negative: Iterable[int]) -> List[int]:
+        """Return the sorted categories that are verified absent from an image of the source.
+
+        Args:
+            shown: categories that the image shows.
+            negative: its negative set.
+        """
+        return sorted({*self.exhaustive_category_ids, *negative}.difference(shown))
+
 
 class ImageLevelLabels(NamedTuple):
     """Sorted contiguous labels of the categories that are verified to be in an image and not to be in it, and of those
@@ -63,8 +72,7 @@ def add_source(record: Dict[str, Any], sources: Dict[str, ImageSource]) -> None:
         return
     labels = record.get("image_labels")
     if labels is not None:
-        absent = set(source.exhaustive_category_ids).difference(labels["positive"])
-        labels["negative"] = sorted(absent.union(labels["negative"]))
+        labels["negative"] = source.absent(labels["positive"], labels["negative"])
     if not source.has_masks:
         record["has_masks"] = False
 

@@ -10,16 +10,18 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Set
 
 import msgspec
 import numpy as np
+import pycocotools.mask as mask_util
 
-from eql_d2.data.annotations import AnnotationFile, Image, PathLike
+from eql_d2.data.annotations import Annotation, Image, PathLike
+from eql_d2.data.image_files import image_key
 from eql_d2.data.image_labels import ImageSource
 from eql_d2.data.lvis import choose_file_naming
 from eql_d2.data.merge_mapping import MergedSource, MergeMapping, TargetCategories, map_categories
-from eql_d2.data.merge_sources import read_source
+from eql_d2.data.merge_sources import SourceContent, read_source
 from eql_d2.data.records import image_record
 from eql_d2.errors import InputError
 from eql_d2.files import whole_file
@@ -68,27 +70,22 @@ class _Merged:
     """The merged file while it grows."""
 
     images: Dict[int, Dict[str, Any]] = field(default_factory=dict)
-    source_of: Dict[int, str] = field(default_factory=dict)
     annotations: List[Dict[str, Any]] = field(default_factory=list)
-    boxes: Dict[Tuple[int, int], List[Any]] = field(default_factory=lambda: defaultdict(list))
     sources: List[ImageSource] = field(default_factory=list)
 
-    def add_annotation(self, one: Any, area: Optional[float], image_id: int, category_id: int) -> None:
-        x, y, width, height = one.bbox
+    def add_annotation(self, one: Annotation, area: Optional[float], image_id: int, category_id: int) -> None:
         record = {
             "id": len(self.annotations) + 1,
             "image_id": image_id,
             "category_id": category_id,
-            "bbox": [x, y, width, height],
-            "area": width * height if area is None else area,
+            "bbox": list(one.bbox),
+            "area": one.bbox[2] * one.bbox[3] if area is None else area,
         }
         if one.iscrowd is not None:
             record["iscrowd"] = int(one.iscrowd)
         if bytes(one.segmentation):
             record["segmentation"] = one.segmentation
         self.annotations.append(record)
-        if not one.iscrowd:
-            self.boxes[image_id, category_id].append((x, y, x + width, y + height))
 
 
 def merge_files(mapping: MergeMapping, output: PathLike, root: str) -> List[SourceReport]:
@@ -107,16 +104,16 @@ def merge_files(mapping: MergeMapping, output: PathLike, root: str) -> List[Sour
         InputError: if a file is missing or damaged, categories are unknown, doubled or not mapped (all of them are
             named), or an image lies outside of ``root``.
     """
-    contents = [read_source(source, root) for source in mapping.sources]
-    targets = TargetCategories.of(mapping, [content for content, _ in contents], root)
-    maps = map_categories(mapping, [content for content, _ in contents], targets, root)
+    brought = [read_source(source, root) for source in mapping.sources]
+    categories = [one.categories for one in brought]
+    targets = TargetCategories.of(mapping, categories, root)
     merged, reports = _Merged(), []
-    for source, (content, areas), classes in zip(mapping.sources, contents, maps):
+    for source, one, classes in zip(mapping.sources, brought, map_categories(mapping, categories, targets)):
         report = SourceReport(source.name, len(set(classes.values())))
         if source.adds_to:
-            _add_to(merged, mapping, source, content, areas, classes, report)
+            _add_to(merged, mapping, source, one, classes, report)
         else:
-            _add_images(merged, source, content, areas, classes, report, root)
+            _add_images(merged, source, one, classes, report, root)
         reports.append(report)
     _write(output, merged, targets.records(merged.annotations))
     return reports
@@ -125,13 +122,13 @@ def merge_files(mapping: MergeMapping, output: PathLike, root: str) -> List[Sour
 def _add_images(
     merged: _Merged,
     source: MergedSource,
-    content: AnnotationFile,
-    areas: List[Optional[float]],
+    brought: SourceContent,
     classes: Dict[int, int],
     report: SourceReport,
     root: str,
 ) -> None:
     """Add the images of a source, with its annotations and what they verify."""
+    content = brought.content
     exhaustive = source.exhaustive_ids(content)
     of_target: Dict[int, Set[int]] = defaultdict(set)
     for category_id, target in classes.items():
@@ -161,9 +158,8 @@ def _add_images(
             ),
         }
         merged.images[new_ids[image.id]] = record
-        merged.source_of[new_ids[image.id]] = source.name
     report.images = len(new_ids)
-    for one, area in zip(content.annotations or (), areas):
+    for one, area in brought.annotations():
         if one.category_id not in classes:
             report.left_out += 1
         elif one.image_id in new_ids:
@@ -185,8 +181,7 @@ def _add_to(
     merged: _Merged,
     mapping: MergeMapping,
     source: MergedSource,
-    content: AnnotationFile,
-    areas: List[Optional[float]],
+    brought: SourceContent,
     classes: Dict[int, int],
     report: SourceReport,
 ) -> None:
@@ -195,52 +190,45 @@ def _add_to(
     A box is dropped if its class is in the negative set of the image, or if the image has a box of the class already
     whose IoU with it reaches ``duplicate_iou``.
     """
-    ids = {
-        _image_key(source, image_id, record["file_name"]): image_id
-        for image_id, record in merged.images.items()
-        if merged.source_of[image_id] == source.adds_to
+    by, images = source.images_by, brought.content.images
+    hosts = {
+        image_key(by, record["id"], record["file_name"]): record
+        for record in merged.images.values()
+        if record["source"] == source.adds_to
     }
-    here = {
-        image.id: ids.get(_image_key(source, image.id, image.file_name or image.coco_url)) for image in content.images
-    }
-    if not any(image_id is not None for image_id in here.values()):
+    here = {image.id: hosts.get(image_key(by, image.id, image.file_name or image.coco_url)) for image in images}
+    if not any(here.values()):
         raise InputError(
             f"source {source.name!r} has none of the images of {source.adds_to!r}; they are matched by their "
-            f"{source.images_by}, and images_by may be 'id' or 'file_name'."
+            f"{by}, and images_by may be 'id' or 'file_name'."
         )
-    negative = {image_id: set(record["neg_category_ids"]) for image_id, record in merged.images.items()}
-    there = {key: np.array(boxes) for key, boxes in merged.boxes.items()}  # without those of this source
-    for one, area in zip(content.annotations or (), areas):
-        image_id, target = here.get(one.image_id), classes.get(one.category_id)
+    there = defaultdict(list)  # without those of this source
+    for record in merged.annotations:
+        if not record.get("iscrowd"):
+            there[record["image_id"], record["category_id"]].append(record["bbox"])
+    for one, area in brought.annotations():
+        host, target = here.get(one.image_id), classes.get(one.category_id)
         if target is None:
             report.left_out += 1
-        elif image_id is None:
+        elif host is None:
             report.elsewhere += 1
-        elif mapping.drop_verified_absent and target in negative[image_id]:
+        elif mapping.drop_verified_absent and target in host["neg_category_ids"]:
             report.verified_absent += 1
-        elif _is_there(there.get((image_id, target)), one.bbox, mapping.duplicate_iou):
+        elif _is_there(there.get((host["id"], target)), one.bbox, mapping.duplicate_iou):
             report.doubled += 1
         else:
-            merged.add_annotation(one, area, image_id, target)
-            if not mapping.drop_verified_absent and target in negative[image_id]:
-                negative[image_id].discard(target)
-                merged.images[image_id]["neg_category_ids"] = sorted(negative[image_id])
+            merged.add_annotation(one, area, host["id"], target)
+            if target in host["neg_category_ids"]:
+                host["neg_category_ids"].remove(target)
             report.annotations += 1
 
 
-def _image_key(source: MergedSource, image_id: int, name: str) -> Union[int, str]:
-    return image_id if source.images_by == "id" else os.path.basename(name)
-
-
-def _is_there(boxes: Optional[np.ndarray], box: Any, threshold: float) -> bool:
-    """Whether one of some boxes ``[N, 4]`` (corners) has an IoU of at least the threshold with ``x, y, w, h``."""
+def _is_there(boxes: Optional[List[Any]], box: Any, threshold: float) -> bool:
+    """Whether one of some boxes has an IoU of at least the threshold with another; all are ``x, y, w, h``."""
     if boxes is None or threshold <= 0:
         return False
-    x, y, width, height = box
-    sides = np.minimum(boxes[:, 2:], (x + width, y + height)) - np.maximum(boxes[:, :2], (x, y))
-    overlap = sides.clip(min=0).prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + width * height - overlap
-    return bool((overlap >= threshold * union).any() and overlap.any())
+    overlaps = mask_util.iou(np.array(boxes, float), np.array([box], float), [0])
+    return bool(np.max(overlaps) >= threshold)
 
 
 def _write(output: PathLike, merged: _Merged, categories: List[Dict[str, Any]]) -> None:

@@ -13,6 +13,8 @@ import yaml
 from eql_d2.data.annotations import AnnotationFile, Category, PathLike, duplicates, readable_json
 from eql_d2.errors import InputError
 
+#: Categories as a json has them: ``id``, ``name`` and whatever else it says of them.
+Records = List[Dict[str, Any]]
 #: Names of categories that a message lists before it says how many more there are.
 _NAMED = 20
 
@@ -165,26 +167,22 @@ class TargetCategories:
         source: where they come from, for messages.
     """
 
-    entries: List[Dict[str, Any]]
+    entries: Records
     source: str
 
     @classmethod
-    def of(cls, mapping: MergeMapping, contents: Sequence[AnnotationFile], root: str) -> "TargetCategories":
-        """Read the target json, or collect what the sources name."""
+    def of(cls, mapping: MergeMapping, categories: Sequence[Records], root: str) -> "TargetCategories":
+        """Read the target json, or collect what the sources, whose categories are given, name."""
         if mapping.categories:
             path = os.path.join(root, mapping.categories)
             return cls(read_categories(path), path)
         names: Dict[str, Dict[str, Any]] = {}
-        for source, content in zip(mapping.sources, contents):
-            known = {}
-            if source.json:
-                known = {entry["id"]: entry for entry in read_categories(os.path.join(root, source.json))}
-            for category in content.sorted_categories:
-                entry = known.get(category.id, {})
-                target = explicit_target(source, category.id, category.name)
-                name = category.name if target is _BY_MATCH else target
+        for source, entries in zip(mapping.sources, categories):
+            for entry in entries:
+                target = explicit_target(source, entry)
+                name = entry["name"] if target is _BY_MATCH else target
                 if name is not None and name not in names:
-                    names[name] = {**(entry if name == category.name else {}), "id": len(names) + 1, "name": name}
+                    names[name] = {**(entry if name == entry["name"] else {}), "id": len(names) + 1, "name": name}
         # Letters of several sets do not compare: each is by the images of its own.
         is_one = sum(not source.adds_to for source in mapping.sources) == 1
         if not (is_one and all("frequency" in entry for entry in names.values())):
@@ -200,7 +198,7 @@ class TargetCategories:
                 found.setdefault(entry[key], []).append(entry["id"])
         return found
 
-    def records(self, annotations: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    def records(self, annotations: List[Dict[str, Any]]) -> Records:
         """Return the entries with the counts of the merged annotations."""
         pairs = [(one["image_id"], one["category_id"]) for one in annotations if not one.get("iscrowd")]
         instances, images = Counter(id_ for _, id_ in pairs), Counter(id_ for _, id_ in set(pairs))
@@ -211,10 +209,10 @@ class TargetCategories:
 
 
 class _Categories(msgspec.Struct):
-    categories: List[Dict[str, Any]]
+    categories: Records
 
 
-def read_categories(path: PathLike) -> List[Dict[str, Any]]:
+def read_categories(path: PathLike) -> Records:
     """Return the category records of a json as they are, by ascending id.
 
     Raises:
@@ -236,18 +234,23 @@ def read_categories(path: PathLike) -> List[Dict[str, Any]]:
 _BY_MATCH: Any = object()
 
 
-def explicit_target(source: MergedSource, category_id: int, name: str) -> Any:
+def explicit_target(source: MergedSource, entry: Dict[str, Any]) -> Any:
     """Return what the mapping file says of a category: a target, ``None`` (left out) or :data:`_BY_MATCH`."""
-    for key in (name, category_id, str(category_id)):  # json has no other keys than texts
+    for key in (entry["name"], entry["id"], str(entry["id"])):  # json has no other keys than texts
         if key in source.categories:
             return source.categories[key]
     return _BY_MATCH
 
 
 def map_categories(
-    mapping: MergeMapping, contents: Sequence[AnnotationFile], targets: TargetCategories, root: str
+    mapping: MergeMapping, categories: Sequence[Records], targets: TargetCategories
 ) -> List[Dict[int, int]]:
     """Return for each source the target id of each of its category ids; those that are left out have none.
+
+    Args:
+        mapping: what is merged.
+        categories: of each source, by ascending id.
+        targets: the categories of the merged file.
 
     Raises:
         InputError: with everything that is wrong: names in the mapping that a source or the target does not have,
@@ -255,8 +258,8 @@ def map_categories(
             with one target though the mapping file names neither.
     """
     maps, wrong = [], []
-    for source, content in zip(mapping.sources, contents):
-        found, problems = _map_source(mapping, source, content, targets, root)
+    for source, entries in zip(mapping.sources, categories):
+        found, problems = _map_source(mapping, source, entries, targets)
         maps.append(found)
         wrong += problems
     if wrong:
@@ -265,12 +268,11 @@ def map_categories(
 
 
 def _map_source(
-    mapping: MergeMapping, source: MergedSource, content: AnnotationFile, targets: TargetCategories, root: str
+    mapping: MergeMapping, source: MergedSource, entries: Records, targets: TargetCategories
 ) -> Tuple[Dict[int, int], List[str]]:
     by_name, by_synset = targets.ids("name"), targets.ids("synset")
     by_match = targets.ids(source.match)
-    synsets = _synsets(source, root)
-    known = {key for category in content.categories for key in (category.name, category.id, str(category.id))}
+    known = {key for entry in entries for key in (entry["name"], entry["id"], str(entry["id"]))}
     problems = []
     strange = [str(key) for key in source.categories if key not in known]
     if strange:
@@ -278,15 +280,14 @@ def _map_source(
     found: Dict[int, int] = {}
     matched: Dict[int, List[str]] = {}
     missing, unknown = [], []
-    for category in content.sorted_categories:
-        target = explicit_target(source, category.id, category.name)
+    for entry in entries:
+        target, name = explicit_target(source, entry), entry["name"]
         if target is None:
             continue
         if target is _BY_MATCH:
-            key = {"name": category.name, "id": category.id, "synset": synsets.get(category.id)}[source.match]
-            ids = by_match.get(key, [])
+            ids = by_match.get(entry.get(source.match), [])
             if not ids:
-                missing.append(category.name)
+                missing.append(name)
                 continue
         else:
             ids = by_name.get(target) or by_synset.get(target) or []
@@ -294,11 +295,11 @@ def _map_source(
                 unknown.append(target)
                 continue
         if len(ids) > 1:
-            problems.append(f"{source.name}: {category.name!r} is that of {len(ids)} targets, {ids}")
+            problems.append(f"{source.name}: {name!r} is that of {len(ids)} targets, {ids}")
             continue
-        found[category.id] = ids[0]
+        found[entry["id"]] = ids[0]
         if target is _BY_MATCH:
-            matched.setdefault(ids[0], []).append(category.name)
+            matched.setdefault(ids[0], []).append(name)
     if unknown:
         near = _hint(unknown[0], by_name)
         problems.append(f"{source.name} maps to {_names(unknown)}, which {targets.source} does not have{near}")
@@ -311,13 +312,6 @@ def _map_source(
         if len(names) > 1:
             problems.append(f"{source.name}: {_names(names)} all match one target; say in categories which is meant")
     return found, problems
-
-
-def _synsets(source: MergedSource, root: str) -> Dict[int, Any]:
-    """Return the synset of each category id of a source that is matched by them."""
-    if source.match != "synset" or not source.json:
-        return {}
-    return {entry["id"]: entry.get("synset") for entry in read_categories(os.path.join(root, source.json))}
 
 
 def _names(names: Sequence[str]) -> str:

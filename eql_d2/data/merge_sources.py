@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import msgspec
 
@@ -15,7 +15,7 @@ from eql_d2.data.annotations import (
     parse_annotations,
     readable_json,
 )
-from eql_d2.data.merge_mapping import MergedSource
+from eql_d2.data.merge_mapping import MergedSource, Records
 from eql_d2.data.open_images import load_open_images
 from eql_d2.data.open_images_table import OpenImagesFiles
 from eql_d2.errors import InputError
@@ -26,21 +26,28 @@ class SourceContent(NamedTuple):
 
     Attributes:
         content: checked.
+        categories: as the file has them, by ascending id.
         areas: of each annotation; ``None`` where the file has none.
     """
 
     content: AnnotationFile
+    categories: Records
     areas: List[Optional[float]]
+
+    def annotations(self) -> Iterator[Tuple[Annotation, Optional[float]]]:
+        """Yield each annotation with its area."""
+        return zip(self.content.annotations or (), self.areas)
 
 
 class _Area(msgspec.Struct, gc=False):
     area: Optional[float] = None
 
 
-class _Areas(msgspec.Struct):
+class _Rest(msgspec.Struct):
     """What the reader of annotations leaves out and a merged file keeps."""
 
-    annotations: Optional[List[_Area]] = None
+    annotations: List[_Area]
+    categories: Records
 
 
 def read_source(source: MergedSource, root: str) -> SourceContent:
@@ -60,8 +67,9 @@ def read_source(source: MergedSource, root: str) -> SourceContent:
         raise InputError(f"{path} has no annotations; source {source.name!r} adds nothing to a merged set.")
     if content.sources:
         raise InputError(f"{path} was merged itself; name its own sources instead.")
-    areas = msgspec.json.decode(encoded, type=_Areas).annotations or []
-    return SourceContent(content, [one.area for one in areas])
+    rest = msgspec.json.decode(encoded, type=_Rest)
+    categories = sorted(rest.categories, key=lambda entry: entry["id"])
+    return SourceContent(content, categories, [one.area for one in rest.annotations])
 
 
 def _read_open_images(source: MergedSource, root: str) -> SourceContent:
@@ -90,4 +98,5 @@ def _read_open_images(source: MergedSource, root: str) -> SourceContent:
             crowd = 1 if one.get("is_group_of") == 1 else None
             annotations.append(Annotation(len(annotations) + 1, image_id, one["category_id"] + 1, box, iscrowd=crowd))
     categories = [Category(number, name) for number, name in enumerate(names, 1)]
-    return SourceContent(AnnotationFile(images, categories, annotations), [None] * len(annotations))
+    entries = [{"id": one.id, "name": one.name} for one in categories]
+    return SourceContent(AnnotationFile(images, categories, annotations), entries, [None] * len(annotations))

@@ -80,13 +80,10 @@ def whole_id(value: float, field: str, path: PathLike) -> int:
 
 
 def encode(detections: Sequence[Detection]) -> bytes:
-    """Return detections as a json list, their masks as they were read."""
+    """Return detections as a json list, their masks as they were read, without the boxes and masks that are absent."""
     return msgspec.json.encode([_fields(detection) for detection in detections])
 
 
 def _fields(detection: Detection) -> dict:
-    """A struct would write an absent mask as no json at all."""
-    fields = {field: getattr(detection, field) for field in ("image_id", "category_id", "bbox", "score")}
-    if detection.has("segmentation"):
-        fields["segmentation"] = detection.segmentation
-    return fields
+    absent = [field for field in ("bbox", "segmentation") if not detection.has(field)]
+    return {field: getattr(detection, field) for field in detection.__struct_fields__ if field not in absent}

@@ -2,9 +2,10 @@
 
 import os
 import tempfile
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import msgspec
 
@@ -12,22 +13,39 @@ from eql_d2.data.annotations import check_content, read_annotations, readable_js
 from eql_d2.data.image_labels import ImageSource
 from eql_d2.errors import InputError
 from eql_d2.evaluation.backends import Evaluations, evaluate_tasks
+from eql_d2.evaluation.by_image import encode
+from eql_d2.evaluation.checks import read_detections
 from eql_d2.evaluation.results_file import Results, source_name
+from eql_d2.evaluation.store import JSON_LIST
 
 #: Metrics that are given of each source beside those of the whole.
 OF_SOURCES = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 
 
-class _Entry(msgspec.Struct, gc=False):
-    image_id: float  # some programs write ids as 3.0
-    category_id: int = 0
+class _Sources(msgspec.Struct):
+    sources: List[Any] = []
 
 
-class _Merged(msgspec.Struct):
+class _Parts(msgspec.Struct):
+    """What is written again of a merged file; all that is not looked at is still json."""
+
     images: List[Dict[str, Any]]
     categories: msgspec.Raw
-    annotations: List[msgspec.Raw] = []
-    sources: List[ImageSource] = []
+    annotations: Optional[List[msgspec.Raw]] = None
+
+
+class _Image(NamedTuple):
+    """The source of an image, its record as evaluators take it, and the json of its annotations."""
+
+    source: str
+    record: Dict[str, Any]
+    annotations: List[msgspec.Raw]
+
+
+class _Merged(NamedTuple):
+    sources: List[ImageSource]
+    images: List[_Image]
+    categories: msgspec.Raw
 
 
 def evaluate_sources(
@@ -51,24 +69,23 @@ def evaluate_sources(
     """
     if not _has_sources(annotations):
         return {"": evaluate_tasks(annotations, results, tasks, **options)}
-    content = _read(annotations)
-    check_content(read_annotations(annotations), source_name(annotations, "annotations"), allow_ignore=True)
-    names = [""] + [source.name for source in content.sources] * (len(content.sources) > 1)
+    merged = _read(annotations)
+    names = [""] + [source.name for source in merged.sources] * (len(merged.sources) > 1)
     found: Dict[str, Evaluations] = {}
     for name in names:
+        together: Dict[Tuple[str, ...], List[str]] = defaultdict(list)
         for task in tasks:
-            with _part(content, results, name, task) as part:
+            chosen = [one for one in merged.sources if name in ("", one.name) and (one.has_masks or task != "segm")]
+            together[tuple(source.name for source in chosen)].append(task)
+        for of_sources, of_tasks in together.items():
+            with _part(merged, results, of_sources) as part:
                 if part is not None:
-                    found.setdefault(name, {}).update(evaluate_tasks(*part, (task,), **options))
+                    found.setdefault(name, {}).update(evaluate_tasks(*part, of_tasks, **options))
     if "" not in found:
         raise InputError(
             f"{source_name(annotations, 'annotations')} has no image of a source with masks; evaluate bbox alone."
         )
     return found
-
-
-class _Sources(msgspec.Struct):
-    sources: List[Any] = []
 
 
 def _has_sources(annotations: Any) -> bool:
@@ -84,66 +101,50 @@ def _has_sources(annotations: Any) -> bool:
 
 
 def _read(annotations: Any) -> _Merged:
-    """Return a file, or its parsed content, with all that is not looked at still json."""
-    name = source_name(annotations, "annotations")
-    try:
-        if isinstance(annotations, (str, os.PathLike)):
-            with readable_json(annotations):
-                encoded = Path(annotations).read_bytes()
-        else:
-            encoded = msgspec.json.encode(annotations)
-        return msgspec.json.decode(encoded, type=_Merged)
-    except msgspec.DecodeError as error:
-        raise InputError(f"{name} is not in LVIS or COCO format: {error}.") from None
+    """Read a merged file, or its parsed content."""
+    content = read_annotations(annotations)
+    check_content(content, source_name(annotations, "annotations"), allow_ignore=True)
+    is_parsed = isinstance(annotations, Mapping)
+    encoded = msgspec.json.encode(annotations) if is_parsed else Path(annotations).read_bytes()
+    parts = msgspec.json.decode(encoded, type=_Parts)
+    of_image: Dict[int, List[msgspec.Raw]] = defaultdict(list)
+    shown: Dict[int, Set[int]] = defaultdict(set)
+    for one, still_json in zip(content.annotations or (), parts.annotations or ()):
+        of_image[one.image_id].append(still_json)
+        shown[one.image_id].add(one.category_id)
+    sources = {source.name: source for source in content.sources}
+    images = []
+    for image in parts.images:
+        name, id_ = image.pop("source"), image["id"]
+        image["neg_category_ids"] = sources[name].absent(shown[id_], image.get("neg_category_ids") or ())
+        image["not_exhaustive_category_ids"] = image.get("not_exhaustive_category_ids") or []
+        images.append(_Image(name, image, of_image[id_]))
+    return _Merged(content.sources, images, parts.categories)
 
 
 @contextmanager
-def _part(content: _Merged, results: Results, name: str, task: str) -> Iterator[Optional[Tuple[str, Results]]]:
-    """Yield files of annotations and results of one source ("" for all) as evaluators take them; ``None`` if empty."""
-    chosen = {
-        source.name: source
-        for source in content.sources
-        if name in ("", source.name) and (source.has_masks or task != "segm")
-    }
-    images = [image for image in content.images if image.get("source") in chosen]
-    ids = {image["id"] for image in images}
-    kept, shown = [], {id_: set() for id_ in ids}  # type: ignore[var-annotated]
-    for annotation in content.annotations:
-        entry = msgspec.json.decode(annotation, type=_Entry)
-        if entry.image_id in ids:
-            kept.append(annotation)
-            shown[entry.image_id].add(entry.category_id)
-    if not kept:
+def _part(merged: _Merged, results: Results, sources: Sequence[str]) -> Iterator[Optional[Tuple[str, Results]]]:
+    """Yield files of annotations and results of some sources as evaluators take them; ``None`` without annotations."""
+    images = [image for image in merged.images if image.source in sources]
+    annotations = [one for image in images for one in image.annotations]
+    if not annotations:
         yield None
         return
-    written = [_written_out(image, chosen[image["source"]], shown[image["id"]]) for image in images]
+    records = [image.record for image in images]
     with tempfile.TemporaryDirectory(prefix="eql_d2_") as folder:
         path = os.path.join(folder, "annotations.json")
-        parts = {"info": {}, "images": written, "annotations": kept, "categories": content.categories}
+        parts = {"info": {}, "images": records, "annotations": annotations, "categories": merged.categories}
         Path(path).write_bytes(msgspec.json.encode(parts))
-        if len(images) < len(content.images):
-            results = _of_images(results, ids, os.path.join(folder, "results.json"))
+        if len(images) < len(merged.images):
+            results = _of_images(results, {record["id"] for record in records}, os.path.join(folder, "results.json"))
         yield path, results
-
-
-def _written_out(image: Dict[str, Any], source: ImageSource, shown: Set[int]) -> Dict[str, Any]:
-    """Return an image's record with the categories in its negative set that its source verified to be absent."""
-    absent = set(source.exhaustive_category_ids).union(image.get("neg_category_ids") or ()) - shown
-    sets = {"neg_category_ids": sorted(absent)}
-    sets["not_exhaustive_category_ids"] = image.get("not_exhaustive_category_ids") or []
-    return {**{key: value for key, value in image.items() if key != "source"}, **sets}
 
 
 def _of_images(results: Results, ids: Set[int], path: str) -> Results:
     """Return the detections in some images: a list if they are one, else the path of a new file."""
     if not isinstance(results, (str, os.PathLike)):
         return [record for record in results if record.get("image_id") in ids]
-    try:
-        records = msgspec.json.decode(Path(results).read_bytes(), type=List[msgspec.Raw])
-        kept = [record for record in records if msgspec.json.decode(record, type=_Entry).image_id in ids]
-    except OSError as error:
-        raise InputError(f"{results} cannot be read ({error}).") from None
-    except msgspec.DecodeError as error:
-        raise InputError(f"{results} is no results file ({error}); is it complete?") from None
-    Path(path).write_bytes(msgspec.json.encode(kept))
+    blocks = ([one for one in block if one.image_id in ids] for block in read_detections(results))
+    with open(path, "wb") as file:
+        JSON_LIST.write(file, (encode(block)[1:-1] for block in blocks))
     return path

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from eql_d2.data.lvis import register_lvis
 from eql_d2.errors import InputError
-from eql_d2.evaluation import LVISEvaluator, evaluate_sources, evaluate_tasks
+from eql_d2.evaluation import LVISEvaluator, checks, evaluate_sources, evaluate_tasks
 from eql_d2.evaluation.rescore import rescore
 from eql_d2.evaluation.sources import OF_SOURCES
 from tests.conftest import NUM_CLASSES, make_lvis_json, square
@@ -64,7 +64,8 @@ def by_hand(content, results, keep):
 
 
 @pytest.mark.parametrize("backend", ["hotcoco", "lvis"])
-def test_each_source_and_the_whole_are_what_they_are_by_hand(merged, backend, tmp_path):
+def test_each_source_and_the_whole_are_what_they_are_by_hand(merged, backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "_BLOCK", 1 << 10)  # a results file is read block by block
     results = detections(merged)
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
@@ -89,6 +90,16 @@ def test_each_source_and_the_whole_are_what_they_are_by_hand(merged, backend, tm
     forgiven["sources"][1]["exhaustive_category_ids"] = []
     lenient = evaluate_sources(forgiven, results, ("bbox",), backend=backend)
     assert lenient["coco"]["bbox", False].metrics["AP"] > found["coco"]["bbox", False].metrics["AP"]
+
+
+def test_detections_without_boxes(merged, tmp_path):
+    results = [{key: value for key, value in one.items() if key != "bbox"} for one in detections(merged)]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    found = evaluate_sources(merged, tmp_path / "results.json", TASKS)
+    for name, task in (("coco", "bbox"), ("lvis", "segm")):
+        part = by_hand(merged, results, lambda image, name=name: image["source"] == name)
+        expected = evaluate_tasks(*part, (task,))[task, False].metrics
+        assert found[name][task, False].metrics == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_file_without_sources_is_evaluated_as_ever(merged):
